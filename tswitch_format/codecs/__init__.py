@@ -1,0 +1,12 @@
+"""Floor 1: bytes <-> arrays, no files. Spec section 9.
+
+    plane.py    a plane of bits <-> the smallest of its encodings: what the other floors call
+    gaps.py     gap bytes + zstd, and Rice codes: planes with few ones
+    bits.py     bit strings: positions <-> packed bits, fields of k bits
+    array.py    runs of elements, raw or zstd
+    zstd.py     frames as the specification wants them
+
+A plane is given and taken as the positions of its ones (NDArray[int64], ascending) or as a bit string (NDArray[uint8],
+least significant bit first). Every decoder is told the size of what it decodes and raises PayloadError rather than
+decode anything else.
+"""

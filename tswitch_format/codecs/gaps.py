@@ -1,0 +1,116 @@
+"""Planes with few ones, as the gaps between them: gap bytes + zstd (spec 9.3) and Rice codes (spec 9.4).
+
+Both cut a gap into its low k bits, packed as they are, and the rest: as bytes that zstd's Huffman stage codes, or in unary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format.codecs import bits, zstd
+from tswitch_format.errors import PayloadError
+
+_ESCAPE = 255  # a gap byte: "255 further, nothing here"
+
+
+def gaps_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions (ascending) to gaps: the distance from one to the next, minus one."""
+    gaps = np.empty_like(positions)
+    gaps[0] = positions[0]
+    np.subtract(positions[1:], positions[:-1], out=gaps[1:])
+    gaps[1:] -= 1
+    return gaps
+
+
+def encode_gaps(gaps: NDArray[np.int64], k: int, level: int) -> bytes:
+    """Gaps as low parts and a zstd frame of gap bytes."""
+    return bits.pack_fields(gaps, k) + zstd.compress(_gap_bytes(gaps, k).data, level)
+
+
+def _gap_bytes(gaps: NDArray[np.int64], k: int) -> NDArray[np.uint8]:
+    high = gaps >> k
+    if int(high.max()) < _ESCAPE:
+        return high.astype(np.uint8)
+    escapes, rest = np.divmod(high, _ESCAPE)
+    places = np.cumsum(escapes)
+    places += np.arange(gaps.size)
+    out = np.full(int(places[-1]) + 1, _ESCAPE, np.uint8)
+    out[places] = rest
+    return out
+
+
+def decode_gaps(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
+    """Positions of the `m` ones among `n` bits (m >= 1)."""
+    low_length = _low_length(data, k, m)
+    frame = data[low_length:]
+    size = zstd.content_size(frame)
+    most = m + n // (_ESCAPE << k)
+    if not m <= size <= most:
+        raise PayloadError(rule="TSW-706", expected=f"{m} to {most} gap bytes", found=str(size))
+    steps = np.frombuffer(zstd.decompress(frame, size), np.uint8)
+    if k == 0:
+        # A byte below 255 moves on by itself and one more, 255 by 255: min(byte, 254) + 1, whose sums fit 32 bits.
+        ends = np.cumsum(np.minimum(steps, 254), dtype=np.int64)
+        ends += np.arange(size)
+        if size == m and int(steps.max()) < _ESCAPE:
+            return _checked(ends, n)
+        last = steps < _ESCAPE
+        _check_ends(last, m)
+        return _checked(ends[last], n)
+    last = steps < _ESCAPE
+    _check_ends(last, m)
+    moves = steps.astype(np.int64) << k
+    moves[last] += bits.unpack_fields(np.frombuffer(data[:low_length], np.uint8), k, m) + 1
+    return _checked(np.cumsum(moves)[last] - 1, n)
+
+
+def _check_ends(last: NDArray[np.bool_], m: int) -> None:
+    ends = int(np.count_nonzero(last))
+    if ends != m or not last[-1]:
+        raise PayloadError(
+            rule="TSW-706", expected=f"{m} gap bytes below 255, the last of all among them", found=f"{ends} such bytes"
+        )
+
+
+def rice_bits(gaps: NDArray[np.int64], k: int) -> int:
+    """Bits of the unary part of a Rice code."""
+    return gaps.size + int((gaps >> k).sum())
+
+
+def encode_rice(gaps: NDArray[np.int64], k: int) -> bytes:
+    """Gaps as low parts and unary high parts."""
+    ones = np.cumsum((gaps >> k) + 1) - 1
+    return bits.pack_fields(gaps, k) + bits.pack_positions(ones, int(ones[-1]) + 1).tobytes()
+
+
+def decode_rice(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
+    """Positions of the `m` ones among `n` bits (m >= 1)."""
+    low_length = _low_length(data, k, m)
+    unary = np.frombuffer(data[low_length:], np.uint8)
+    most = bits.nbytes(m + (n >> k))
+    if unary.size > most:
+        raise PayloadError(rule="TSW-706", expected=f"at most {most} bytes of unary code", found=str(unary.size))
+    ones = bits.unpack_positions(unary, unary.size * 8)
+    if ones.size != m or bits.nbytes(int(ones[-1]) + 1) != unary.size:
+        raise PayloadError(rule="TSW-706", expected=f"{m} ones, the last in the last byte", found=f"{ones.size} ones")
+    order = np.arange(m, dtype=np.int64)
+    ones -= order
+    ones <<= k
+    ones += order
+    if k:
+        ones += np.cumsum(bits.unpack_fields(np.frombuffer(data[:low_length], np.uint8), k, m))
+    return _checked(ones, n)
+
+
+def _low_length(data: memoryview, k: int, m: int) -> int:
+    length = bits.nbytes(m * k)
+    if len(data) <= length:
+        raise PayloadError(rule="TSW-706", expected=f"more than {length} bytes", found=str(len(data)))
+    return length
+
+
+def _checked(positions: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    if int(positions[-1]) >= n:
+        raise PayloadError(rule="TSW-706", expected=f"positions below {n}", found=str(int(positions[-1])))
+    return positions

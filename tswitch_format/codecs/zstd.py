@@ -1,0 +1,64 @@
+"""zstd frames as spec section 9.5 wants them: one plain frame, size declared, nothing after it."""
+
+from __future__ import annotations
+
+import threading
+
+import zstandard
+
+from tswitch_format._layout import MAX_WINDOW
+from tswitch_format.errors import PayloadError
+
+_FRAME_MAGIC = bytes.fromhex("28B52FFD")
+_contexts = threading.local()  # zstandard's contexts are not to be shared between threads
+
+
+def compress(data: bytes | memoryview, level: int) -> bytes:
+    """One frame of `data` at a zstd level, without checksum, its content size declared."""
+    try:
+        compressors: dict[int, zstandard.ZstdCompressor] = _contexts.compressors
+    except AttributeError:
+        compressors = _contexts.compressors = {}
+    if level not in compressors:
+        compressors[level] = zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
+    return compressors[level].compress(data)
+
+
+def content_size(data: bytes | memoryview) -> int:
+    """The content size that a frame declares, in bytes, after checking its header."""
+    if bytes(data[:4]) != _FRAME_MAGIC:
+        raise PayloadError(
+            rule="TSW-707", expected="a zstd frame (28 B5 2F FD)", found=bytes(data[:4]).hex(" ") or "nothing"
+        )
+    try:
+        header = zstandard.get_frame_parameters(data)
+        size = zstandard.frame_content_size(data)
+    except zstandard.ZstdError as error:
+        raise PayloadError(rule="TSW-707", expected="a zstd frame header", found=str(error)) from error
+    if size < 0:
+        raise PayloadError(rule="TSW-707", expected="a declared content size", found="none")
+    if header.has_checksum or header.dict_id:
+        raise PayloadError(rule="TSW-707", expected="no checksum and no dictionary", found="one of them")
+    if header.window_size > max(size, MAX_WINDOW):
+        raise PayloadError(
+            rule="TSW-707", expected=f"a window of at most {max(size, MAX_WINDOW)} bytes", found=str(header.window_size)
+        )
+    return size
+
+
+def decompress(data: bytes | memoryview, size: int) -> bytes:
+    """The content of one frame, which must declare and have exactly `size` bytes."""
+    declared = content_size(data)
+    if declared != size:
+        raise PayloadError(rule="TSW-707", expected=f"a frame of {size} bytes", found=f"one of {declared}")
+    try:
+        decompressor: zstandard.ZstdDecompressor = _contexts.decompressor
+    except AttributeError:
+        decompressor = _contexts.decompressor = zstandard.ZstdDecompressor()
+    try:
+        content = decompressor.decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PayloadError(rule="TSW-707", expected="one whole zstd frame", found=str(error)) from error
+    if len(content) != size:
+        raise PayloadError(rule="TSW-707", expected=f"{size} bytes in the frame", found=str(len(content)))
+    return content
