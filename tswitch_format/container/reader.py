@@ -1,0 +1,367 @@
+"""An open file: its index, and its segments, each verified when it is first touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format import _layout as lay
+from tswitch_format._checksum import crc32c, sha256
+from tswitch_format._dtypes import DTYPES, DType
+from tswitch_format.checkpoint import TensorSpec
+from tswitch_format.codecs import array, bits, plane, zstd
+from tswitch_format.container import frame as framing
+from tswitch_format.container import index as indexing
+from tswitch_format.container.digest import EntryDigest
+from tswitch_format.container.index import Index
+from tswitch_format.container.report import Report
+from tswitch_format.container.segments import EncodedSegment
+from tswitch_format.container.source import Backend, MmapSource, Source, open_source
+from tswitch_format.errors import FormatError, OptionError, PayloadError, UnknownNameError
+
+Verify = Literal["lazy", "full", "off"]
+
+FACTOR_STORAGE: dict[int, np.dtype[np.uint8] | np.dtype[np.float16] | np.dtype[np.float32]] = {
+    lay.FactorDType.U8: np.dtype("u1"),
+    lay.FactorDType.F16: np.dtype("<f2"),
+    lay.FactorDType.F32: np.dtype("<f4"),
+}
+
+
+class Container:
+    """A file that is open for reading. All methods may be called from several threads at once.
+
+    Opening reads prologue, trailer and index; every rule that needs no more is checked then. `verify`: "lazy" checks the
+    CRC32C of a segment when it is first touched, "off" never. Raises FormatError, or TswError where the file cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, *, backend: Backend = "auto", verify: Verify = "lazy", report: Report | None = None
+    ) -> None:
+        if verify not in ("lazy", "full", "off"):
+            raise OptionError(f"verify: expected 'lazy', 'full' or 'off', found {verify!r}")
+        self.path = path
+        self.report = report or Report(str(path))
+        self._source: Source = open_source(path, backend)
+        try:
+            self.frame = framing.read(self._source, self.report)
+            self.index = self._read_index()
+        except BaseException:
+            self._source.close()
+            raise
+        if backend == "auto" and self.index.mapped:
+            self._source.close()
+            self._source = MmapSource(path)
+        self._verify = verify != "off"
+        self._touched = [np.zeros(len(task.segments), np.bool_) for task in self.index.tasks]
+
+    @property
+    def backend(self) -> str:
+        """What really reads: "mmap" or "pread"."""
+        return self._source.backend
+
+    @property
+    def length(self) -> int:
+        """Length of the file in bytes."""
+        return self._source.length
+
+    def _read_index(self) -> Index:
+        frame = self.frame
+        stored = self._source.read(frame.index_offset, frame.index_length)
+        self.report.offset = frame.index_offset
+        found = sha256(stored)
+        if found != frame.index_sha256:
+            raise self.report.fatal("TSW-204", "index SHA-256", frame.index_sha256.hex(), found.hex())
+        if frame.index_encoding == lay.Encoding.ZSTD:
+            try:
+                decoded: bytes | memoryview = zstd.decompress(stored, frame.index_decoded_length)
+            except PayloadError as error:
+                raise self.report.fatal(error.rule, "index", error.expected, error.found) from error
+        else:
+            decoded = bytes(stored)
+        return indexing.parse(decoded, frame, self.report)
+
+    def read_padding(self, start: int, end: int) -> memoryview:
+        """The bytes between two segments."""
+        return self._source.read(start, end - start)
+
+    def segment(self, task: int, number: int) -> memoryview:
+        """The encoded bytes of a segment, verified. With the mapping they are a view of it, valid as long as it is held."""
+        record = self.index.tasks[task].segments[number]
+        data = self._source.read(int(record["offset"]), int(record["length"]))
+        if self._verify and not self._touched[task][number]:
+            found = crc32c(data)
+            if found != int(record["crc32c"]):
+                raise FormatError(
+                    rule="TSW-701",
+                    file=str(self.path),
+                    offset=int(record["offset"]),
+                    field=f"tasks[{task}].segments[{number}]",
+                    expected=f"CRC32C {int(record['crc32c']):08x}",
+                    found=f"{found:08x}",
+                )
+            self._touched[task][number] = True
+        return data
+
+    @cached_property
+    def _first_segments(self) -> list[NDArray[np.int64]]:
+        """For each task, the first segment of each entry and, last, their number."""
+        return [
+            np.concatenate([[0], np.cumsum(self.index.segment_counts(number).sum(axis=1))])
+            for number in range(len(self.index.tasks))
+        ]
+
+    def entry(self, task: int, number: int) -> Entry:
+        """One entry of a task."""
+        return Entry(self, task, number, int(self._first_segments[task][number]))
+
+    def entries(self, task: int) -> Iterator[Entry]:
+        """All entries of a task in order."""
+        for number in range(len(self.index.tasks[task].entries)):
+            yield self.entry(task, number)
+
+    def find(self, task: str) -> int:
+        """Number of the task of that name. Raises UnknownNameError."""
+        try:
+            return self.index.task_numbers[task]
+        except KeyError:
+            raise UnknownNameError("task", task, self.index.task_numbers, where=str(self.path)) from None
+
+    @cached_property
+    def _entry_numbers(self) -> list[dict[str, int]]:
+        return [
+            {self.index.name(int(tensor)): number for number, tensor in enumerate(task.entries["tensor"])}
+            for task in self.index.tasks
+        ]
+
+    def entry_numbers(self, task: int) -> dict[str, int]:
+        """Name of the tensor that an entry makes -> number of the entry."""
+        return self._entry_numbers[task]
+
+    def close(self) -> None:
+        """Release the file. Arrays that were given out stay valid."""
+        self._source.close()
+
+
+class Entry:
+    """One entry of one task: fields of its record, and its planes, factors or data, chunk by chunk.
+
+    Decoding raises FormatError that names the segment where a payload breaks a rule.
+    """
+
+    __slots__ = ("_container", "_first", "_task", "number", "record")
+
+    def __init__(self, container: Container, task: int, number: int, first: int) -> None:
+        self._container = container
+        self._task = task
+        self._first = first
+        self.number = number
+        self.record = container.index.tasks[task].entries[number]
+
+    @property
+    def tensor(self) -> int:
+        """Number of the tensor that it makes."""
+        return int(self.record["tensor"])
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Name, dtype and shape of the record that it refers to."""
+        return self._container.index.spec(self.tensor)
+
+    @property
+    def kind(self) -> lay.Kind:
+        """What it says of its tensor."""
+        return lay.Kind(int(self.record["kind"]))
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the tensor that it makes."""
+        return DTYPES[int(self.record["dtype"])]
+
+    @property
+    def knob(self) -> np.float32:
+        """The knob."""
+        return np.float32(self.record["knob"])
+
+    @property
+    def active(self) -> int:
+        """Number of active elements."""
+        return int(self.record["active"])
+
+    @property
+    def flags(self) -> int:
+        """Flag bits of the record."""
+        return int(self.record["flags"])
+
+    @property
+    def factor_dtype(self) -> lay.FactorDType:
+        """Stored type of the factors."""
+        return lay.FactorDType(int(self.record["factor_dtype"]))
+
+    @property
+    def sha256(self) -> bytes | None:
+        """Digest of the decoded content as recorded, or None."""
+        return self.record["sha256"].tobytes() if self.flags & lay.HAS_SHA256 else None
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of the tensor."""
+        return 0 if self.kind is lay.Kind.REMOVED else lay.chunks_of(self.spec.elements)
+
+    @property
+    def segments(self) -> range:
+        """Numbers of its segments in the task's table."""
+        starts = self._container._first_segments[self._task]
+        return range(int(starts[self.number]), int(starts[self.number + 1]))
+
+    def stored(self, number: int) -> memoryview:
+        """Encoded, verified bytes of a segment of the task's table."""
+        return self._container.segment(self._task, number)
+
+    def stored_segments(self) -> Iterator[EncodedSegment]:
+        """Its segments as they are stored, verified, one after the other."""
+        for number in self.segments:
+            record = self._record(number)
+            yield EncodedSegment(
+                lay.Role(int(record["role"])),
+                int(record["codec"]),
+                int(record["parameter"]),
+                int(record["count"]),
+                self.stored(number),
+                int(record["crc32c"]),
+            )
+
+    @property
+    def added(self) -> bool:
+        """Whether its tensor's record is one of `extra`."""
+        return self.tensor >= len(self._container.index.base)
+
+    @property
+    def row_count(self) -> int:
+        """Rows R: the first dimension."""
+        shape = self.spec.shape
+        return shape[0] if shape else 1
+
+    @property
+    def column_count(self) -> int:
+        """Columns C: elements of a row."""
+        return self.spec.elements // max(self.row_count, 1)
+
+    def factor_codes(self, role: lay.Role) -> NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32] | None:
+        """Row or column factors as stored, or None where there are none. Raises FormatError for factors that are not finite."""
+        rows = lay.chunks_of(self.row_count) if self.flags & lay.HAS_ROW_FACTORS else 0
+        if role is lay.Role.ROW_FACTORS:
+            if not self.flags & lay.HAS_ROW_FACTORS:
+                return None
+            first, total = self._first, self.row_count
+        else:
+            if not self.flags & lay.HAS_COLUMN_FACTORS:
+                return None
+            first, total = self._first + rows, self.column_count
+        storage = FACTOR_STORAGE[self.factor_dtype]
+        parts = []
+        for chunk in range(lay.chunks_of(total)):
+            size = min(lay.CHUNK, total - chunk * lay.CHUNK)
+            codes = self._array(first + chunk, size * storage.itemsize).view(storage)
+            if storage.kind == "f" and not np.isfinite(codes).all():
+                raise self._wrong(
+                    first + chunk, PayloadError(rule="TSW-705", expected="finite factors", found="NaN or infinity")
+                )
+            parts.append(codes)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def chunk_elements(self, chunk: int) -> int:
+        """Number of elements of a chunk."""
+        return min(lay.CHUNK, self.spec.elements - chunk * lay.CHUNK)
+
+    def mask_count(self, chunk: int) -> int:
+        """Number of active elements of a chunk, without decoding."""
+        return int(self._record(self._mask(chunk))["count"])
+
+    def mask_positions(self, chunk: int) -> NDArray[np.int64]:
+        """Active elements of a chunk, as positions in it, ascending."""
+        return self._positions(self._mask(chunk), self.chunk_elements(chunk))
+
+    def mask_packed(self, chunk: int) -> NDArray[np.uint8]:
+        """Mask plane of a chunk as a bit string."""
+        return self._packed(self._mask(chunk), self.chunk_elements(chunk))
+
+    def sign_packed(self, chunk: int) -> NDArray[np.uint8]:
+        """Sign plane of a chunk as a bit string with a bit for each active element."""
+        return self._packed(self._mask(chunk) + self.chunks, self.mask_count(chunk))
+
+    def sign_flags(self, chunk: int) -> NDArray[np.bool_]:
+        """For each active element of a chunk, in order: whether it is negative."""
+        return bits.unpack_flags(self.sign_packed(chunk), self.mask_count(chunk))
+
+    def data(self, chunk: int) -> NDArray[np.uint8]:
+        """Bytes of a chunk of a dense entry."""
+        return self._array(self._first + chunk, self.dtype.nbytes(self.chunk_elements(chunk)))
+
+    def content_digest(self) -> bytes:
+        """Digest of the content, computed from what is stored (section 11.3): decodes everything."""
+        digest = EntryDigest(self.kind, self.dtype, self.spec.shape)
+        if self.kind is lay.Kind.TERNARY:
+            digest.ternary(self.knob, self.factor_dtype, self.flags)
+            for role in (lay.Role.ROW_FACTORS, lay.Role.COLUMN_FACTORS):
+                codes = self.factor_codes(role)
+                if codes is not None:
+                    digest.update(codes)
+            for chunk in range(self.chunks):
+                digest.update(self.mask_packed(chunk))
+                digest.update(self.sign_packed(chunk))
+        else:
+            for chunk in range(self.chunks):
+                digest.update(self.data(chunk))
+        return digest.digest()
+
+    def _mask(self, chunk: int) -> int:
+        """Number of the mask segment of a chunk."""
+        factors = 0
+        if self.flags & lay.HAS_ROW_FACTORS:
+            factors += lay.chunks_of(self.row_count)
+        if self.flags & lay.HAS_COLUMN_FACTORS:
+            factors += lay.chunks_of(self.column_count)
+        return self._first + factors + chunk
+
+    def _record(self, number: int) -> np.void:
+        record: np.void = self._container.index.tasks[self._task].segments[number]
+        return record
+
+    def _positions(self, number: int, n: int) -> NDArray[np.int64]:
+        record = self._record(number)
+        data = self.stored(number)
+        try:
+            return plane.decode_positions(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
+        except PayloadError as error:
+            raise self._wrong(number, error) from error
+
+    def _packed(self, number: int, n: int) -> NDArray[np.uint8]:
+        record = self._record(number)
+        data = self.stored(number)
+        try:
+            return plane.decode_packed(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
+        except PayloadError as error:
+            raise self._wrong(number, error) from error
+
+    def _array(self, number: int, nbytes: int) -> NDArray[np.uint8]:
+        data = self.stored(number)
+        try:
+            return array.decode(int(self._record(number)["codec"]), data, nbytes)
+        except PayloadError as error:
+            raise self._wrong(number, error) from error
+
+    def _wrong(self, number: int, error: PayloadError) -> FormatError:
+        return FormatError(
+            rule=error.rule,
+            file=str(self._container.path),
+            offset=int(self._record(number)["offset"]),
+            field=f"tasks[{self._task}].segments[{number}]",
+            expected=error.expected,
+            found=error.found,
+        )
