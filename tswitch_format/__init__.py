@@ -1,0 +1,70 @@
+"""TSW: the file format that task experts are kept in.
+
+    import tswitch_format as tsw
+    tsw.pack("base.safetensors", "math.safetensors", "math.tsw", task="math")
+    tsw.restore("base.safetensors", "math.tsw", "restored.safetensors")
+    with tsw.open("math.tsw") as f:
+        f.switch("layer.0.weight").delta()
+
+The floors, imports pointing down only:
+
+    4 torch/        the only torch imports
+    3 switch/       what a switch means: select, scale, pack, apply, restore
+    2 container/    the file: records, index, reader, writer, verification
+    1 codecs/       bytes <-> arrays
+    0 _layout, _dtypes, _checksum, _rules, _parallel, atomic, checkpoint, errors
+"""
+
+from tswitch_format._version import __version__
+from tswitch_format.container.verify import Finding, ValidationReport
+from tswitch_format.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    FormatError,
+    NonFiniteError,
+    NotTswError,
+    OptionError,
+    OutputError,
+    PayloadError,
+    TruncatedError,
+    TswError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from tswitch_format.switch.file import BaseInfo, SwitchFile
+from tswitch_format.switch.file import SwitchFile as open  # noqa: A004, N813  # tsw.open, as in the design; never imported with *
+from tswitch_format.switch.pack import PackResult, pack
+from tswitch_format.switch.restore import RestoreResult, restore
+from tswitch_format.switch.tensor import Switch
+from tswitch_format.switch.transfer import bundle, extract, repack
+from tswitch_format.switch.validate import validate
+
+__all__ = [
+    "BaseInfo",
+    "BaseMismatchError",
+    "CheckpointError",
+    "Finding",
+    "FormatError",
+    "NonFiniteError",
+    "NotTswError",
+    "OptionError",
+    "OutputError",
+    "PackResult",
+    "PayloadError",
+    "RestoreResult",
+    "Switch",
+    "SwitchFile",
+    "TruncatedError",
+    "TswError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "ValidationReport",
+    "__version__",
+    "bundle",
+    "extract",
+    "open",
+    "pack",
+    "repack",
+    "restore",
+    "validate",
+]

@@ -1,0 +1,18 @@
+"""Floor 3: what a switch means. Spec section 10, design section 7.
+
+apply.py        base + switch -> expert, the NumPy reference that every other backend equals bit for bit
+tensor.py       Switch: mask, sign, indices, delta, slices, apply of one tensor
+file.py         SwitchFile: a .tsw file with its tasks, what `tswitch_format.open` gives
+base.py         is this the base that the file was made from?
+restore.py      base + file -> checkpoint
+validate.py     a file against the specification and its base
+transfer.py     entries from file to file: bundle, extract, repack
+
+options.py      what `pack` can be told, checked
+pairing.py      base and expert by name: which tensors become switches, which are dense, which do not fit
+task_vector.py  expert - base in blocks, never whole
+select.py       which elements stay: thresholds, exact, in streamed passes
+knob.py         how they are scaled: knob, row and column factors
+encode.py       one tensor -> encoded entry
+pack.py         base + expert -> file
+"""

@@ -1,0 +1,98 @@
+"""base + switch -> expert: the arithmetic of spec section 10, in NumPy.
+
+This is the reference: other backends give the same bits. Only active elements are computed; the others keep their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format._dtypes import DType, Floats, compute_dtype, from_float, to_float
+
+Codes = NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+
+
+def factor_values(codes: Codes) -> NDArray[np.float32]:
+    """Decoded factors (section 7): u8 code q is fl32(3 q / 255), f16 and f32 mean themselves."""
+    if codes.dtype == np.uint8:
+        return codes.astype(np.float32) * np.float32(3) / np.float32(255)
+    return codes.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Knob and factors of one tensor: `rows` f32[R] or None, `columns` f32[C] or None, `row_length` C in elements."""
+
+    knob: np.float32
+    rows: NDArray[np.float32] | None
+    columns: NDArray[np.float32] | None
+    row_length: int
+
+
+def signed_values(
+    scale: Scale,
+    coefficient: float,
+    dtype: DType,
+    start: int,
+    positions: NDArray[np.int64],
+    negative: NDArray[np.bool_],
+) -> Floats:
+    """What is added to each active element: v or -v, in the arithmetic type of a base of type `dtype`.
+
+    `positions`: of the active elements, counted from flat element `start`, ascending. Shape of the result: that of
+    `positions`.
+    """
+    kind = compute_dtype(dtype).type
+    knob = kind(scale.knob)
+    values: Floats
+    columns = None
+    if positions.size == 0 or (scale.rows is None and scale.columns is None):
+        values = np.full(positions.size, knob)
+    else:
+        # Rows of the active elements without a division an element: cut the ascending positions at the rows' ends.
+        length = scale.row_length
+        first = (start + int(positions[0])) // length
+        last = (start + int(positions[-1])) // length
+        row_starts = np.arange(first, last + 1) * length - start
+        counts = np.diff(np.searchsorted(positions, row_starts[1:]), prepend=0, append=positions.size)
+        if scale.rows is not None:
+            values = np.repeat(knob * scale.rows[first : last + 1].astype(kind), counts)
+        else:
+            values = np.full(positions.size, knob)
+        if scale.columns is not None:
+            columns = positions - np.repeat(row_starts, counts)
+            values *= scale.columns.astype(kind, copy=False)[columns]
+    if coefficient != 1:
+        values *= kind(coefficient)
+    # Adding -v is subtracting v, exactly.
+    np.negative(values, out=values, where=negative)
+    return values
+
+
+def apply_chunk(
+    elements: NDArray[np.generic], base: DType, target: DType, terms: Sequence[tuple[NDArray[np.int64], Floats]]
+) -> NDArray[np.generic]:
+    """Apply to raw base elements (1-D, storage dtype of `base`); in place where the target's type is the base's.
+
+    `terms`: for each task in order, positions of its active elements and their signed values.
+    """
+    if base is target and len(terms) == 1:
+        positions, values = terms[0]
+        sums = np.empty(positions.size, values.dtype)
+        to_float(elements[positions], base, sums)
+        sums += values
+        elements[positions] = from_float(sums, target)
+        return elements
+    whole: Floats = np.empty(elements.size, compute_dtype(base))
+    to_float(elements, base, whole)
+    for positions, values in terms:
+        whole[positions] += values
+    if base is not target:
+        return from_float(whole, target)
+    for positions, _ in terms:
+        elements[positions] = from_float(whole[positions], target)
+    return elements

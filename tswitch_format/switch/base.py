@@ -1,0 +1,80 @@
+"""Is this the base that the file was made from? Spec section 10: names, dtypes, shapes and sampled digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format._checksum import sampled_digest
+from tswitch_format.checkpoint import CheckpointReader
+from tswitch_format.errors import BaseMismatchError
+from tswitch_format.switch.file import BaseInfo
+
+_BLOCK = 1 << 21  # bytes: stays in the cache between reading and hashing
+
+
+def stored_name(reader: CheckpointReader, name: str) -> str | None:
+    """The name in `reader.specs` under which a checkpoint has the tensor `name`, or None."""
+    if name in reader.specs:
+        return name
+    return reader.aliases.get(name)
+
+
+def check_base(info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False) -> None:
+    """Raise BaseMismatchError, naming the first tensor that differs, unless `reader` is the base of `info`.
+
+    Names, dtypes and shapes always; with `digests` also the sampled digests; with `full` the SHA-256 of every tensor.
+    """
+    for problem in base_problems(info, reader, digests=digests, full=full):
+        raise problem
+
+
+def base_problems(
+    info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False
+) -> Iterable[BaseMismatchError]:
+    """Every way in which `reader` is not the base of `info`."""
+    fix = "give the base that the file was made from" + (f" ({info.id})" if info.id else "")
+    expected = set(info.keys()) | set(info.aliases)
+    for name in sorted({*reader.specs, *reader.aliases} - expected):
+        yield _mismatch(reader, name, "no such tensor", "one", fix, "TSW-901")
+    for name in info.tensor_list.names:
+        stored = stored_name(reader, name)
+        if stored is None:
+            yield _mismatch(reader, name, "the tensor", "none", fix, "TSW-901")
+            continue
+        spec, found = info.spec(name), reader.specs[stored]
+        if (spec.dtype, spec.shape) != (found.dtype, found.shape):
+            yield _mismatch(reader, name, str(spec), str(found), fix, "TSW-901")
+            continue
+        recorded = info.digests(name)
+        if digests and recorded.sampled is not None:
+            sampled = sampled_digest(spec.nbytes, _reading(reader, stored))
+            if sampled != recorded.sampled:
+                yield _mismatch(reader, name, f"sampled digest {recorded.sampled.hex()}", sampled.hex(), fix, "TSW-902")
+                continue
+        if full and recorded.sha256 is not None:
+            digest = tensor_digest(spec.nbytes, _reading(reader, stored))
+            if digest != recorded.sha256:
+                yield _mismatch(reader, name, f"SHA-256 {recorded.sha256.hex()}", digest.hex(), fix, "TSW-902")
+
+
+def tensor_digest(nbytes: int, read: Callable[[int, NDArray[np.uint8]], None]) -> bytes:
+    """SHA-256 of a tensor's bytes, read block by block."""
+    digest = hashlib.sha256()
+    buffer = np.empty(min(nbytes, _BLOCK), np.uint8)
+    for start in range(0, nbytes, _BLOCK):
+        block = buffer[: min(_BLOCK, nbytes - start)]
+        read(start, block)
+        digest.update(block.data)
+    return digest.digest()
+
+
+def _reading(reader: CheckpointReader, name: str) -> Callable[[int, NDArray[np.uint8]], None]:
+    return lambda start, out: reader.read_into(name, start, out)
+
+
+def _mismatch(reader: CheckpointReader, name: str, expected: str, found: str, fix: str, rule: str) -> BaseMismatchError:
+    return BaseMismatchError(reader.location, tensor=name, expected=expected, found=found, fix=fix, rule=rule)

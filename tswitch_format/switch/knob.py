@@ -1,0 +1,189 @@
+"""How active elements are scaled: knob, row and column factors. Design section 7.
+
+With tau the task vector of a tensor, S its active elements, i rows and j columns:
+
+    projection   k = sum tau^2 / sum_S |tau|            what was dropped is made up for (ours, default)
+    norm         k = |tau| / sqrt |S|
+    rms          k = |tau on S| / sqrt |S|              the authors'
+    mean         k = mean of |tau| on S                 least squares
+
+A row's factor is the same rule on that row, divided by k; a column's (projection only) the rule on the column, with the rows'
+factors in it. Factors are at most 3. They are rounded to their stored type, and k is then set anew so that its rule holds
+with what is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format._dtypes import DType, from_float, to_float
+from tswitch_format._layout import FactorDType
+from tswitch_format.switch.apply import Codes, factor_values
+from tswitch_format.switch.options import Knob, KnobPer
+from tswitch_format.switch.task_vector import Statistics
+
+_CAP = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class FittedKnob:
+    """Knob with stored codes of row and column factors, None where there are none."""
+
+    knob: np.float32
+    rows: Codes | None = None
+    columns: Codes | None = None
+
+
+def fit(
+    found: Statistics, shape: tuple[int, ...], knob: Knob, per: KnobPer, dtype: FactorDType, like: DType | None
+) -> FittedKnob:
+    """Fit the knob, and the factors where `per` asks for them and the shape has at least two dimensions.
+
+    `like`: round the knob as arithmetic in that element type would (the authors compute it in the parameter's dtype).
+    """
+    sums = _Sums(found, shape)
+    if per == "tensor" or len(shape) < 2:
+        value = _rule(knob, found.squares, sums.squares, sums.magnitudes, sums.count)
+        return FittedKnob(_rounded_like(value, sums, like) if like is not None else np.float32(value))
+    whole = _rule(knob, found.squares, sums.squares, sums.magnitudes, sums.count)
+    by_row = sums.by_row()
+    row_rule = _rules(knob, _required(found.row_squares), by_row.squares, by_row.magnitudes, by_row.counts)
+    rows = _store(row_rule / whole if whole else row_rule, dtype)
+    row_values = factor_values(rows).astype(np.float64)
+    columns = None
+    column_values = None
+    if per == "row-col":
+        weighted = whole * sums.by_column(row_values)
+        exact = np.divide(_required(found.column_squares), weighted, out=np.zeros_like(weighted), where=weighted > 0)
+        columns = _store(exact, dtype)
+        column_values = factor_values(columns).astype(np.float64)
+    magnitudes, squares = sums.weighted(row_values, column_values)
+    return FittedKnob(np.float32(_anew(knob, found.squares, sums.squares, magnitudes, squares)), rows, columns)
+
+
+def _rule(knob: Knob, all_squares: float, squares: float, magnitudes: float, count: int) -> float:
+    """The rule on one tensor; 0 where nothing is active."""
+    return float(_rules(knob, *(np.array([x], np.float64) for x in (all_squares, squares, magnitudes, count)))[0])
+
+
+def _rules(
+    knob: Knob,
+    all_squares: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    magnitudes: NDArray[np.float64],
+    counts: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The rule on each row; 0 for rows without active elements."""
+    if knob == "projection":
+        above, below = all_squares, magnitudes
+    elif knob == "mean":
+        above, below = magnitudes, counts
+    else:
+        above, below = np.sqrt(all_squares if knob == "norm" else squares), np.sqrt(counts)
+    return np.divide(above, below, out=np.zeros_like(below), where=below > 0)
+
+
+def _anew(knob: Knob, all_squares: float, squares: float, weighted: float, weights: float) -> float:
+    """k with the stored factors f: `weighted` = sum_S f |tau|, `weights` = sum_S f^2."""
+    if knob == "projection":
+        return all_squares / weighted if weighted else 0.0
+    if not weights:
+        return 0.0
+    if knob == "mean":
+        return weighted / weights
+    return math.sqrt((all_squares if knob == "norm" else squares) / weights)
+
+
+def _store(factors: NDArray[np.float64], dtype: FactorDType) -> Codes:
+    capped = np.minimum(factors, _CAP)
+    if dtype is FactorDType.U8:
+        return np.rint(capped * (255 / _CAP)).astype(np.uint8)
+    return capped.astype(np.float16) if dtype is FactorDType.F16 else capped.astype(np.float32)
+
+
+def _rounded_like(value: float, sums: _Sums, like: DType) -> np.float32:
+    """The authors' quotient of two norms, each rounded to the parameter's type."""
+
+    def rounded(number: float) -> float:
+        out = np.empty(1, np.float64)
+        to_float(from_float(np.array([number], np.float64), like), like, out)
+        return float(out[0])
+
+    if not sums.count:
+        return np.float32(value)
+    return np.float32(rounded(rounded(math.sqrt(sums.squares)) / rounded(math.sqrt(sums.count))))
+
+
+def _required(sums: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    if sums is None:
+        raise ValueError("the scan was not asked for these sums")
+    return sums
+
+
+@dataclass(frozen=True, slots=True)
+class _RowSums:
+    squares: NDArray[np.float64]
+    magnitudes: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+
+class _Sums:
+    """Sums over the active elements, piece by piece, in f64."""
+
+    def __init__(self, found: Statistics, shape: tuple[int, ...]) -> None:
+        self._survivors = found.survivors
+        self._rows = shape[0] if len(shape) > 1 else 1
+        self._columns = math.prod(shape) // self._rows if self._rows else 0
+        self.count = found.survivors.count()
+        self.magnitudes = 0.0
+        self.squares = 0.0
+        for tau in found.survivors.tau:
+            magnitudes = np.abs(tau).astype(np.float64)
+            self.magnitudes += float(magnitudes.sum())
+            self.squares += float(np.square(magnitudes).sum())
+
+    def _pieces(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+        """(row, column, magnitude) of the active elements."""
+        survivors = self._survivors
+        for start, positions, tau in zip(survivors.starts, survivors.positions, survivors.tau, strict=True):
+            flat = positions.astype(np.int64) + start
+            rows = flat // self._columns
+            yield rows, flat - rows * self._columns, np.abs(tau).astype(np.float64)
+
+    def by_row(self) -> _RowSums:
+        """Sums of each row."""
+        found = _RowSums(*(np.zeros(self._rows) for _ in range(3)))
+        for rows, _, magnitudes in self._pieces():
+            if not rows.size:
+                continue
+            first = int(rows[0])  # a piece spans few rows: count from its first
+            part = slice(first, int(rows[-1]) + 1)
+            found.magnitudes[part] += np.bincount(rows - first, magnitudes)
+            found.squares[part] += np.bincount(rows - first, np.square(magnitudes))
+            found.counts[part] += np.bincount(rows - first)
+        return found
+
+    def by_column(self, row_values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """sum_i r_i |tau_ij| over the active elements of each column."""
+        found = np.zeros(self._columns)
+        for rows, columns, magnitudes in self._pieces():
+            found += np.bincount(columns, row_values[rows] * magnitudes, minlength=self._columns)
+        return found
+
+    def weighted(
+        self, row_values: NDArray[np.float64], column_values: NDArray[np.float64] | None
+    ) -> tuple[float, float]:
+        """sum_S f |tau| and sum_S f^2 with f the product of the factors."""
+        magnitudes_sum = squares_sum = 0.0
+        for rows, columns, magnitudes in self._pieces():
+            factors = row_values[rows]
+            if column_values is not None:
+                factors *= column_values[columns]
+            magnitudes_sum += float((factors * magnitudes).sum())
+            squares_sum += float(np.square(factors).sum())
+        return magnitudes_sum, squares_sum

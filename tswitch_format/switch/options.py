@@ -1,0 +1,158 @@
+"""What `pack` can be told, checked before anything is read; and as the recipe that the file records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from tswitch_format._layout import PROFILES, FactorDType
+from tswitch_format.errors import OptionError
+
+Select = Literal["global", "tensor", "tensor-signed"]
+Knob = Literal["projection", "norm", "rms", "mean"]
+KnobPer = Literal["tensor", "row", "row-col"]
+
+SELECTS = ("global", "tensor", "tensor-signed")
+KNOBS = ("projection", "norm", "rms", "mean")
+KNOB_PERS = ("tensor", "row", "row-col")
+KNOB_DTYPES: Mapping[str, FactorDType] = {"u8": FactorDType.U8, "f16": FactorDType.F16, "f32": FactorDType.F32}
+DEFAULT_DENSITY = 0.02
+PAPER_DISCARD = 0.6  # the authors' ratio for ViT-B/32 and ViT-L/14
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """Selection, scaling and policies of one `pack`. Made by `PackOptions.of`, which checks them.
+
+    Of `density` (share of all elements that stay), `discard` (share of the non-zero ones that go) and `target_size` (file
+    size in % of fp32) exactly one is set. `paper`: the authors' rule with its quirks.
+    """
+
+    density: float | None
+    discard: float | None
+    target_size: float | None
+    select: Select
+    knob: Knob
+    knob_per: KnobPer
+    knob_dtype: FactorDType
+    paper: bool
+    dense: Sequence[str]
+    dense_mismatch: bool
+    dense_nonfinite: bool
+    profile: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        density: float | None = None,
+        discard: float | None = None,
+        target_size: float | None = None,
+        select: str | None = None,
+        knob: str | None = None,
+        knob_per: str | None = None,
+        knob_dtype: str = "u8",
+        preset: str | None = None,
+        dense: Sequence[str] = (),
+        on_mismatch: str = "error",
+        nonfinite: str = "error",
+        profile: str = "archive",
+    ) -> PackOptions:
+        """Check and complete the options. Raises OptionError that names the option, what it may be and what it is."""
+        _one_of("preset", preset, (None, "paper"))
+        paper = preset == "paper"
+        if paper and (density is not None or target_size is not None or select or knob or knob_per):
+            raise OptionError("preset paper fixes selection and knob; with it only discard can be set")
+        amounts = [a for a in (density, discard, target_size) if a is not None]
+        if len(amounts) > 1:
+            raise OptionError("density, discard and target-size exclude each other; give one of them")
+        if not amounts:
+            density, discard = (None, PAPER_DISCARD) if paper else (DEFAULT_DENSITY, None)
+        _check_range("density", density, "above 0 and at most 1", density is None or 0 < density <= 1)
+        _check_range("discard", discard, "at least 0 and below 1", discard is None or 0 <= discard < 1)
+        _check_range(
+            "target-size",
+            target_size,
+            "a percentage above 0 and at most 100",
+            target_size is None or 0 < target_size <= 100,
+        )
+        chosen_select = select or ("tensor-signed" if paper else "tensor")
+        chosen_knob = knob or ("rms" if paper else "projection")
+        chosen_per = knob_per or ("row-col" if chosen_knob == "projection" else "tensor")
+        _one_of("select", chosen_select, SELECTS)
+        _one_of("knob", chosen_knob, KNOBS)
+        _one_of("knob-per", chosen_per, KNOB_PERS)
+        _one_of("knob-dtype", knob_dtype, tuple(KNOB_DTYPES))
+        _one_of("on-mismatch", on_mismatch, ("error", "dense"))
+        _one_of("nonfinite", nonfinite, ("error", "dense"))
+        _one_of("profile", profile, PROFILES)
+        if chosen_per == "row-col" and chosen_knob != "projection":
+            raise OptionError(
+                f"knob-per row-col is defined for knob projection only, found knob {chosen_knob}; use knob-per row"
+            )
+        if isinstance(dense, str):
+            raise OptionError(f"dense: expected a list of patterns, found the string {dense!r}; write [{dense!r}]")
+        return cls(
+            density,
+            discard,
+            target_size,
+            chosen_select,  # type: ignore[arg-type]  # checked just above, as the next two
+            chosen_knob,  # type: ignore[arg-type]
+            chosen_per,  # type: ignore[arg-type]
+            KNOB_DTYPES[knob_dtype],
+            paper,
+            tuple(dense),
+            on_mismatch == "dense",
+            nonfinite == "dense",
+            profile,
+        )
+
+    def recipe(self, score: str | None) -> dict[str, str]:
+        """What the file records (spec section 12). `score`: provenance of external scores."""
+        found: dict[str, str] = {"select": self.select, "knob": self.knob, "knob_per": self.knob_per}
+        if self.knob_per != "tensor":
+            found["knob_dtype"] = self.knob_dtype.name.lower()
+        for name in ("density", "discard", "target_size"):
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = repr(float(value))
+        if self.paper:
+            found["preset"] = "paper"
+        if score is not None:
+            found["score"] = score
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How many elements stay: a share of all elements, or what is left when a share of the non-zero ones is discarded."""
+
+    density: float | None
+    discard: float | None
+
+    def quota(self, elements: int, nonzero: int) -> int:
+        """How many of `elements` elements, of which `nonzero` are not zero, stay; at least 1 where there is something."""
+        if self.density is not None:
+            # The decimal that the user wrote, exactly: 0.07 of 100 is 7, though 0.07 * 100 > 7 in binary.
+            quota = math.ceil(Fraction(repr(self.density)) * elements)
+        else:
+            quota = max(1, authors_quota(nonzero, self.discard or 0.0))
+        return min(quota, nonzero)
+
+
+def authors_quota(nonzero: int, discard: float) -> int:
+    """How many of the entries of one sign the authors keep: their formula, in Python floats exactly so (methods.md)."""
+    return int(nonzero * (1 - discard))
+
+
+def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{option}: expected {', '.join(str(a) for a in allowed if a)}, found {value!r}")
+
+
+def _check_range(option: str, value: float | None, expected: str, good: bool) -> None:
+    if not good:
+        raise OptionError(f"{option}: expected a number {expected}, found {value}")

@@ -1,0 +1,397 @@
+"""base + expert -> file, in streamed passes over both: memory is the largest tensor's active elements a thread.
+
+Tensors are the unit of the threads' work. Their results are written in the file's order, so the bytes do not depend on
+the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tswitch_format import _layout as lay
+from tswitch_format._checksum import sampled_digest
+from tswitch_format._dtypes import F64
+from tswitch_format._parallel import ordered_map, thread_count
+from tswitch_format._version import WRITER
+from tswitch_format.checkpoint import CheckpointReader, open_checkpoint
+from tswitch_format.container.index import Index
+from tswitch_format.container.segments import EncodedEntry
+from tswitch_format.container.tensors import Digests, TensorList
+from tswitch_format.container.writer import ContainerWriter
+from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, OutputError
+from tswitch_format.switch import knob
+from tswitch_format.switch.base import tensor_digest
+from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
+from tswitch_format.switch.options import Amount, PackOptions
+from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
+from tswitch_format.switch.select import RadixSelect, Rule, select_tensor
+from tswitch_format.switch.task_vector import Statistics, TaskVector
+
+Progress = Callable[[int, int], None]
+
+_SIZE_TOLERANCE = 0.98  # a target size is met between this share of it and itself
+_SIZE_ROUNDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What was written.
+
+    `density`: share of active elements in all switches; `percent_of_fp32`: the file's bytes in % of 4 bytes for each element
+    of the base; `switches`, `dense`, `removed`: number of entries of these kinds; `unchanged`: of tensors without one.
+    """
+
+    path: Path
+    file_bytes: int
+    content_id: str
+    density: float
+    percent_of_fp32: float
+    switches: int
+    dense: int
+    removed: int
+    unchanged: int
+
+
+def pack(
+    base: Any,
+    finetuned: Any,
+    path: str | PathLike[str],
+    *,
+    task: str = "task",
+    density: float | None = None,
+    discard: float | None = None,
+    target_size: float | None = None,
+    select: str | None = None,
+    knob: str | None = None,
+    knob_per: str | None = None,
+    knob_dtype: str = "u8",
+    preset: str | None = None,
+    score: Any = None,
+    dense: Sequence[str] = (),
+    on_mismatch: str = "error",
+    nonfinite: str = "error",
+    profile: str = "archive",
+    base_id: str | None = None,
+    base_revision: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PackResult:
+    """Write to `path` what `finetuned` changes in `base`, as task `task`.
+
+    `base`, `finetuned`: paths, mappings of arrays, or nn.Modules.
+    How much stays: `density` (share of all elements, default 0.02), `discard` (share of the non-zero differences that goes)
+    or `target_size` (file size in % of fp32, met within 2 % from below; packs several times).
+    What stays: `select` "tensor" (default), "tensor-signed" or "global"; by magnitude or by the scores in the checkpoint
+    `score`. How it is scaled: `knob`, `knob_per`, `knob_dtype` (design section 7). `preset="paper"`: the T-Switch authors'
+    rule exactly. `dense`: patterns of names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not
+    pair. `nonfinite="dense"`: store tensors with NaN or infinity whole. `progress` gets bytes done and in all.
+
+    Raises OptionError, CheckpointError (NonFiniteError), OutputError; then nothing is written.
+    """
+    options = PackOptions.of(
+        density=density,
+        discard=discard,
+        target_size=target_size,
+        select=select,
+        knob=knob,
+        knob_per=knob_per,
+        knob_dtype=knob_dtype,
+        preset=preset,
+        dense=dense,
+        on_mismatch=on_mismatch,
+        nonfinite=nonfinite,
+        profile=profile,
+    )
+    count = thread_count(threads)
+    path = Path(path)
+    readers: list[CheckpointReader] = []
+    try:
+        for source in (base, finetuned, *([] if score is None else [score])):
+            readers.append(open_checkpoint(source))
+        scores = readers[2] if score is not None else None
+        if path.exists() and any(path.samefile(p) for reader in readers for p in reader.paths if p.exists()):
+            raise OutputError(f"{path}: the output is one of the inputs; name another output")
+        pairing = pair_checkpoints(readers[0], readers[1], options)
+        job = _Job(readers[0], readers[1], scores, pairing, options, count, progress)
+        header = Index(
+            TensorList.build(pairing.base),
+            profile=options.profile,
+            aliases=job.alias_numbers(),
+            base_id=base_id,
+            base_revision=base_revision,
+            metadata=dict(metadata or {}),
+            writer=WRITER,
+        )
+        return job.run(path, task, header)
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+class _Job:
+    """One pack: the checkpoints, and what is known of them."""
+
+    def __init__(
+        self,
+        base: CheckpointReader,
+        tuned: CheckpointReader,
+        score: CheckpointReader | None,
+        pairing: Pairing,
+        options: PackOptions,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self.base = base
+        self.tuned = tuned
+        self.score = score
+        self.pairing = pairing
+        self.options = options
+        self.threads = threads
+        self.progress = progress
+        self._check_score()
+
+    def _check_score(self) -> None:
+        if self.score is None:
+            return
+        for pair in self.pairing.pairs:
+            if pair.kind is lay.Kind.TERNARY and pair.base is not None:
+                found = self.score.specs.get(pair.name)
+                if found is None or found.shape != pair.base.shape or not found.dtype.is_float:
+                    raise CheckpointError(
+                        f"{self.score.location}: scores of {pair.name!r}: expected a float tensor {list(pair.base.shape)}, "
+                        f"found {found or 'none'}; give scores for every float tensor"
+                    )
+
+    def alias_numbers(self) -> dict[str, int]:
+        """Aliases as the index keeps them."""
+        numbers = {spec.name: number for number, spec in enumerate(self.pairing.base)}
+        return {alias: numbers[target] for alias, target in self.pairing.aliases.items()}
+
+    def run(self, path: Path, task: str, header: Index) -> PackResult:
+        """Pack once, or until the size is met."""
+        options = self.options
+        if options.target_size is None:
+            result = self._pack(path, task, header, Amount(options.density, options.discard), lambda size: True)
+            if result is None:  # cannot be: every size is accepted
+                raise OutputError(f"{path}: nothing was written")
+            return result
+        return self._meet_size(path, task, header, options.target_size)
+
+    def _meet_size(self, path: Path, task: str, header: Index, percent: float) -> PackResult:
+        """Search the density whose file has `percent` of fp32: the size grows with it, so a bracket closes in."""
+        params = sum(spec.elements for spec in self.pairing.base)
+        target = percent / 100 * 4 * params
+        low, high = 0.0, 1.0
+        density = min(0.5, _density_of(8 * target / max(params, 1)))
+        best = 0.0
+        sizes: list[int] = []
+
+        def accept(size: int) -> bool:
+            sizes.append(size)
+            return _SIZE_TOLERANCE * target <= size <= target
+
+        for _ in range(_SIZE_ROUNDS):
+            result = self._pack(path, task, header, Amount(density, None), accept)
+            if result is not None:
+                return result
+            if sizes[-1] <= target:
+                low = best = density
+            else:
+                high = density
+            # Size is nearly proportional to density; aim at the middle of the tolerance, inside the bracket.
+            aim = density * 0.99 * target / sizes[-1]
+            density = aim if low < aim < high else (low + high) / 2
+            if high - low < 1e-3 * high and best:
+                break
+        if not best:
+            raise OptionError(
+                f"target-size {percent} % of fp32 is {int(target)} bytes: expected at least what the smallest file takes, "
+                f"{min(sizes)} bytes were needed; ask for more, or use --knob-per tensor"
+            )
+        result = self._pack(path, task, header, Amount(best, None), lambda size: True)
+        if result is None:  # cannot be, as above
+            raise OutputError(f"{path}: nothing was written")
+        return result
+
+    def _pack(
+        self, path: Path, task: str, header: Index, amount: Amount, accept: Callable[[int], bool]
+    ) -> PackResult | None:
+        """Pack at one amount; None, and no file, where its size is not accepted."""
+        rule = Rule(amount, self.options.select == "tensor-signed", self.options.paper)
+        skipped: set[str] = set()
+        threshold = self._global_threshold(amount, skipped) if self.options.select == "global" else None
+        digests: dict[str, Digests] = {}
+        kinds = dict.fromkeys(lay.Kind, 0)
+        active = switched = unchanged = done = 0
+        total = sum(spec.nbytes for reader in (self.base, self.tuned) for spec in reader.specs.values())
+        with ContainerWriter(path, header) as writer:
+            writer.begin_task(
+                task,
+                recipe=self.options.recipe(self.score.location if self.score else None),
+                checkpoint=dict(self.tuned.metadata),
+                metadata={},
+            )
+            made = ordered_map(
+                lambda pair: self._encode(pair, rule, threshold, skipped), self.pairing.pairs, self.threads
+            )
+            for pair, (entry, digest) in zip(self.pairing.pairs, made, strict=True):
+                if pair.base is not None and digest is not None:
+                    digests[pair.name] = digest
+                if entry is None:
+                    unchanged += 1
+                else:
+                    writer.add(entry)
+                    kinds[entry.kind] += 1
+                    if entry.kind is lay.Kind.TERNARY:
+                        active += entry.active
+                        switched += entry.spec.elements
+                done += sum(spec.nbytes for spec in (pair.base, pair.tuned) if spec is not None)
+                if self.progress:
+                    self.progress(min(done, total), total)
+            specs = self.pairing.base
+            size = writer.finish(TensorList.build(specs, [digests[spec.name] for spec in specs]))
+            if not accept(size):
+                return None
+            content_id = writer.commit()
+        params = sum(spec.elements for spec in specs)
+        return PackResult(
+            path,
+            size,
+            content_id.hex() if content_id else "",
+            active / switched if switched else 0.0,
+            100 * size / (4 * params) if params else 0.0,
+            kinds[lay.Kind.TERNARY],
+            kinds[lay.Kind.DENSE],
+            kinds[lay.Kind.REMOVED],
+            unchanged,
+        )
+
+    def _vector(self, pair: Pair) -> TaskVector:
+        return TaskVector(pair, self.base, self.tuned, self.score, rounded=self.options.paper)
+
+    def _global_threshold(self, amount: Amount, skipped: set[str]) -> float:
+        """The key that exactly the quota of all switches' elements reach, in streamed passes.
+
+        Names of tensors that are not finite go to `skipped` where they are to be stored dense.
+        """
+        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and pair.base is not None]
+        chosen = RadixSelect(wide=any(pair.base is not None and pair.base.dtype is F64 for pair in pairs))
+        elements = sum(pair.base.elements for pair in pairs if pair.base is not None)
+        quota = 0
+
+        def histogram(pair: Pair) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+            counts = np.zeros_like(chosen.counts)
+            try:
+                for _, keys in self._vector(pair).blocks():
+                    counts += chosen.histogram(keys)
+            except NonFiniteError:
+                if not self.options.dense_nonfinite:
+                    raise
+                return None
+            return counts
+
+        for number in range(chosen.passes):
+            for pair, counts in zip(pairs, ordered_map(histogram, pairs, self.threads), strict=True):
+                if counts is None:
+                    skipped.add(pair.name)
+                else:
+                    chosen.counts += counts
+            if number == 0:
+                quota = amount.quota(elements, int(chosen.counts.sum()))
+                if quota == 0:
+                    return math.inf
+            chosen.advance(quota)
+        return chosen.threshold
+
+    def _encode(
+        self, pair: Pair, rule: Rule, threshold: float | None, skipped: set[str]
+    ) -> tuple[EncodedEntry | None, Digests | None]:
+        """The entry of one pair, None where nothing changes, and the digests of its base tensor."""
+        if pair.kind is lay.Kind.TERNARY and pair.name not in skipped:
+            try:
+                return self._encode_switch(pair, rule, threshold)
+            except NonFiniteError:
+                if not self.options.dense_nonfinite:
+                    raise
+        digests = self._digests(pair)
+        mapped = self.options.profile == "mapped"
+        if pair.kind is lay.Kind.REMOVED and pair.base is not None:
+            return encode_removed(pair.base), digests
+        if pair.tuned is None:
+            return None, digests
+        spec = pair.tuned
+        same = pair.base is not None and (pair.base.dtype, pair.base.shape) == (spec.dtype, spec.shape)
+        if same and same_bytes(self.base, pair.base_stored, self.tuned, pair.tuned_stored, spec.nbytes):
+            return None, digests
+        return encode_dense(spec, self.tuned, pair.tuned_stored, added=not same, mapped=mapped), digests
+
+    def _digests(self, pair: Pair) -> Digests | None:
+        if pair.base is None:
+            return None
+
+        def read(start: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+            self.base.read_into(pair.base_stored, start, out)
+
+        nbytes = pair.base.nbytes
+        return Digests(tensor_digest(nbytes, read), sampled_digest(nbytes, read))
+
+    def _encode_switch(
+        self, pair: Pair, rule: Rule, threshold: float | None
+    ) -> tuple[EncodedEntry | None, Digests | None]:
+        if pair.base is None or pair.tuned is None:
+            raise CheckpointError(f"tensor {pair.name!r}: expected it on both sides; this is a bug, please report it")
+        options = self.options
+        vector = self._vector(pair)
+        shaped = len(pair.base.shape) > 1 and options.knob_per != "tensor"
+        wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
+        found = select_tensor(vector, rule, **wanted) if threshold is None else vector.scan(threshold, **wanted)
+        if found.nonzero == 0 and pair.base.dtype is pair.tuned.dtype:
+            return None, found.digests
+        fitted = self._fit(found, pair)
+        survivors = found.survivors
+        entry = encode_ternary(
+            pair.base,
+            pair.tuned.dtype,
+            fitted.knob,
+            fitted.rows,
+            fitted.columns,
+            options.knob_dtype,
+            (survivors.chunk(number) for number in range(lay.chunks_of(pair.base.elements))),
+            mapped=options.profile == "mapped",
+        )
+        if entry.active == 0 and pair.base.dtype is pair.tuned.dtype:
+            return None, found.digests  # global selection kept nothing of it
+        return entry, found.digests
+
+    def _fit(self, found: Statistics, pair: Pair) -> knob.FittedKnob:
+        if pair.base is None or not found.survivors.count():
+            return knob.FittedKnob(np.float32(0))
+        options = self.options
+        like = pair.base.dtype if options.paper else None
+        with np.errstate(over="ignore"):
+            fitted = knob.fit(found, pair.base.shape, options.knob, options.knob_per, options.knob_dtype, like)
+        if not np.isfinite(fitted.knob):
+            raise NonFiniteError(
+                f"tensor {pair.name!r}: expected differences that a 32-bit knob can scale, found larger ones; "
+                "store such tensors whole with --nonfinite dense",
+                tensor=pair.name,
+            )
+        return fitted
+
+
+def _density_of(bits: float) -> float:
+    """The density p at which H(p) + p, the least bits an element that a random mask with signs takes, is `bits`."""
+    low, high = 0.0, 0.5
+    for _ in range(50):
+        p = (low + high) / 2
+        needed = -(p * math.log2(p) + (1 - p) * math.log2(1 - p)) + p
+        low, high = (p, high) if needed < bits else (low, p)
+    return low

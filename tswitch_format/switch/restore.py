@@ -1,0 +1,194 @@
+"""base + tasks of a file -> checkpoint, chunk by chunk: memory is one chunk a thread, whatever the model's size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tswitch_format import _layout as lay
+from tswitch_format._dtypes import DType
+from tswitch_format._parallel import ordered_map, thread_count
+from tswitch_format.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec, create_checkpoint, open_checkpoint
+from tswitch_format.errors import OptionError, OutputError
+from tswitch_format.switch.apply import apply_chunk, signed_values
+from tswitch_format.switch.base import check_base as check
+from tswitch_format.switch.base import stored_name
+from tswitch_format.switch.file import SwitchFile
+from tswitch_format.switch.tensor import Switch
+
+Progress = Callable[[int, int], None]
+Tasks = Sequence[str | tuple[str, float]] | Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What was written: `path`, number of tensors, bytes of their elements."""
+
+    path: Path
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """One tensor of the result: a base tensor (`stored` in the reader) with switches, or one that is given whole."""
+
+    spec: TensorSpec
+    stored: str | None
+    base: DType
+    switches: Sequence[tuple[Switch, float]] = ()
+    dense: Switch | None = None
+
+
+def restore(
+    base: Any,
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    tasks: Tasks | None = None,
+    check_base: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RestoreResult:
+    """Write the checkpoint that `base` and the tasks of the file at `path` make (spec section 10).
+
+    `base`: a path, a mapping of arrays or an nn.Module. `out`: a `.safetensors` file, or a folder (sharded where the base
+    is). `tasks`: names, (name, coefficient) pairs or a mapping of name to coefficient, applied in that order; left out: the
+    file's only task. `check_base=False` goes on where the base's sampled digests differ. `progress` gets bytes done and in
+    all.
+
+    Raises BaseMismatchError, FormatError, UnknownNameError, OptionError, CheckpointError or OutputError; then nothing is
+    written.
+    """
+    count = thread_count(threads)
+    out = Path(out)
+    reader = open_checkpoint(base)
+    try:
+        with SwitchFile(path) as file:
+            chosen = _chosen(file, tasks)
+            if out.exists() and any(p.exists() and out.samefile(p) for p in (*reader.paths, file.path)):
+                raise OutputError(f"{out}: the output is one of the inputs; name another output")
+            check(file.base, reader, digests=check_base)
+            outputs = _plan(file, reader, chosen)
+            metadata: dict[str, str] = {}
+            for name, _ in chosen:
+                metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
+            writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
+            try:
+                total = sum(o.spec.nbytes for o in outputs)
+                done = 0
+                for written in ordered_map(lambda unit: _write(unit, reader, writer), _units(outputs), count):
+                    done += written
+                    if progress:
+                        progress(done, total)
+                writer.commit()
+            finally:
+                writer.abort()
+            return RestoreResult(out, len(outputs), total)
+    finally:
+        reader.close()
+
+
+def _chosen(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
+    if tasks is None:
+        if len(file.tasks) != 1:
+            raise OptionError(
+                f"{file.path}: it has {len(file.tasks)} tasks: {', '.join(file.tasks)}; name those to apply"
+            )
+        return [(file.tasks[0], 1.0)]
+    if isinstance(tasks, str):
+        raise OptionError(f"tasks: expected a list of names, found the name {tasks!r}; write [{tasks!r}]")
+    pairs = (
+        list(tasks.items()) if isinstance(tasks, Mapping) else [(t, 1.0) if isinstance(t, str) else t for t in tasks]
+    )
+    for name, coefficient in pairs:
+        file.container.find(name)
+        if not np.isfinite(coefficient):
+            raise OptionError(f"task {name!r}: expected a finite coefficient, found {coefficient}")
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise OptionError("tasks: one of them is named twice; give each once, with the sum of the coefficients")
+    return pairs
+
+
+def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str, float]]) -> list[_Output]:
+    """Every tensor of the result, those of the base first and in its order. Raises OptionError where tasks conflict."""
+    found: dict[str, list[tuple[Switch, float]]] = {}
+    for task, coefficient in chosen:
+        for name in file.keys(task):
+            found.setdefault(name, []).append((file.switch(name, task), coefficient))
+    outputs = []
+    for name in (*reader.specs, *reader.aliases):
+        target = name if name in file.base else file.base.aliases[name]
+        terms = found.get(name, found.get(target, []))
+        kinds = {switch.kind for switch, _ in terms}
+        if kinds - {"ternary"}:
+            _check_whole(name, terms)
+            if kinds == {"dense"}:
+                outputs.append(_dense(name, terms[0][0]))
+            continue
+        spec = file.base.spec(target)
+        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0]
+        dtypes = {switch.target for switch, _ in terms}
+        if len(dtypes) > 1:
+            raise OptionError(
+                f"tensor {name!r}: the tasks make it of different dtypes, {' and '.join(sorted(d.name for d in dtypes))}; "
+                "restore them one by one [TSW-903]"
+            )
+        made = dtypes.pop() if dtypes else spec.dtype
+        outputs.append(_Output(TensorSpec(name, made, spec.shape), stored_name(reader, name), spec.dtype, terms))
+    known = {*reader.specs, *reader.aliases}
+    for name, terms in found.items():
+        if name not in known and terms[0][0].kind == "dense" and name not in file.base:
+            _check_whole(name, terms)
+            outputs.append(_dense(name, terms[0][0]))
+    return outputs
+
+
+def _dense(name: str, switch: Switch) -> _Output:
+    spec = TensorSpec(name, switch.target, switch.shape)
+    return _Output(spec, None, spec.dtype, (), switch)
+
+
+def _check_whole(name: str, terms: Sequence[tuple[Switch, float]]) -> None:
+    """Tasks that give or remove a tensor must all do the same with it."""
+    if len({switch.content for switch, _ in terms}) > 1:
+        tasks = " and ".join(repr(switch.task) for switch, _ in terms)
+        raise OptionError(
+            f"tensor {name!r}: tasks {tasks} give it different dense content; restore them one by one [TSW-903]"
+        )
+
+
+def _units(outputs: Sequence[_Output]) -> Iterator[tuple[_Output, int]]:
+    for output in outputs:
+        yield from zip(itertools.repeat(output), range(lay.chunks_of(output.spec.elements)))
+
+
+def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: CheckpointWriter) -> int:
+    """Make and write one chunk of one tensor; its bytes."""
+    output, number = unit
+    start = number * lay.CHUNK
+    elements = min(lay.CHUNK, output.spec.elements - start)
+    if output.dense is not None:
+        raw = output.dense.dense_chunk(number)
+    else:
+        base = output.base
+        block = np.empty(base.nbytes(elements), np.uint8)
+        reader.read_into(output.stored or output.spec.name, base.nbytes(start), block)
+        terms = []
+        for switch, coefficient in output.switches:
+            chunk = switch.chunk(number)
+            values = signed_values(switch.scale, coefficient, base, chunk.start, chunk.positions, chunk.negative)
+            terms.append((chunk.positions, values))
+        if terms:
+            made = apply_chunk(block.view(base.storage), base, output.spec.dtype, terms)
+            raw = np.ascontiguousarray(made).view(np.uint8)
+        else:
+            raw = block
+    writer.write_from(output.spec.name, output.spec.dtype.nbytes(start), raw)
+    return raw.size

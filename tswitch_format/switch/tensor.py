@@ -1,0 +1,330 @@
+"""One tensor of one task: mask, sign, knob, slices and apply, decoded only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format import _layout as lay
+from tswitch_format._checksum import sampled_digest
+from tswitch_format._dtypes import BF16, DType, Floats, compute_dtype, dtype_of_array
+from tswitch_format.checkpoint import TensorSpec
+from tswitch_format.container.reader import Entry
+from tswitch_format.container.tensors import Digests
+from tswitch_format.errors import BaseMismatchError, OptionError
+from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, signed_values
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveChunk:
+    """Active elements in one chunk of a view: `positions` count from flat element `start` of the whole tensor."""
+
+    start: int
+    positions: NDArray[np.int64]
+    negative: NDArray[np.bool_]
+
+
+class Switch:
+    """A view of one tensor of one task, or of some of its rows: `sw[128:256]`. Nothing is decoded before it is asked for.
+
+    Valid as long as the file is open; what its methods return is the caller's own.
+    """
+
+    def __init__(
+        self, entry: Entry, task: str, digests: Digests | None, base: TensorSpec, rows: tuple[int, int] | None = None
+    ) -> None:
+        self._entry = entry
+        self._digests = digests
+        self._base = base
+        self._spec = entry.spec
+        self._rows = rows
+        self.task = task
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor."""
+        return self._spec.name
+
+    @property
+    def kind(self) -> str:
+        """ "ternary", "dense" or "removed"."""
+        return self._entry.kind.name.lower()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the view."""
+        shape = self._spec.shape
+        return shape if self._rows is None else (self._rows[1] - self._rows[0], *shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the tensor in the expert, by its safetensors name such as "BF16"."""
+        return self._entry.dtype.name
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the view."""
+        start, stop = self._range()
+        return stop - start
+
+    @property
+    def active(self) -> int:
+        """Number of active elements. Of a slice: decodes its chunks."""
+        if self._rows is None:
+            return self._entry.active
+        return sum(chunk.positions.size for chunk in self.chunks())
+
+    @property
+    def density(self) -> float:
+        """Share of active elements, 0 for an empty view."""
+        return self.active / self.elements if self.elements else 0.0
+
+    @property
+    def knob(self) -> float:
+        """The knob, an f32 value."""
+        return float(self._entry.knob)
+
+    @property
+    def row_factors(self) -> NDArray[np.float32] | None:
+        """Factors of the view's rows, f32, or None where the entry has none."""
+        codes = self._factors(lay.Role.ROW_FACTORS)
+        if codes is None or self._rows is None:
+            return codes
+        return codes[self._rows[0] : self._rows[1]]
+
+    @property
+    def column_factors(self) -> NDArray[np.float32] | None:
+        """Factors of the columns (all dimensions but the first taken as one), f32, or None."""
+        return self._factors(lay.Role.COLUMN_FACTORS)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Encoded bytes of the whole tensor in the file."""
+        return sum(len(self._entry.stored(number)) for number in self._entry.segments)
+
+    def __repr__(self) -> str:
+        return f"<Switch {self.name!r} {self.kind} {self.dtype}{list(self.shape)} task {self.task!r}>"
+
+    # Slices
+
+    def __getitem__(self, rows: slice) -> Switch:
+        """Some rows (indices of the first dimension), step 1. Reads only the chunks that they overlap."""
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            raise OptionError(
+                f"tensor {self.name!r}: expected a slice of rows with step 1 such as sw[128:256], found {rows!r}"
+            )
+        if not self._spec.shape:
+            raise OptionError(f"tensor {self.name!r}: it has no dimensions, so no rows to slice")
+        first = self._rows[0] if self._rows else 0
+        start, stop, _ = rows.indices(self.shape[0])
+        return Switch(self._entry, self.task, self._digests, self._base, (first + start, first + max(start, stop)))
+
+    # What it holds
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Activation mask: bool, shape of the view."""
+        out = np.zeros(self.elements, np.bool_)
+        start, _ = self._range()
+        for chunk in self.chunks():
+            out[chunk.positions + (chunk.start - start)] = True
+        return out.reshape(self.shape)
+
+    def sign(self) -> NDArray[np.int8]:
+        """Polarity: int8, shape of the view; -1, 0 (not active) or +1."""
+        out = np.zeros(self.elements, np.int8)
+        start, _ = self._range()
+        for chunk in self.chunks():
+            out[chunk.positions + (chunk.start - start)] = 1 - 2 * chunk.negative.astype(np.int8)
+        return out.reshape(self.shape)
+
+    def indices(self) -> NDArray[np.int64]:
+        """Active elements as flat indices into the view in C order, ascending: int64[active]."""
+        start, _ = self._range()
+        parts = [chunk.positions + (chunk.start - start) for chunk in self.chunks()]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def delta(self, coefficient: float = 1.0) -> Floats:
+        """What the switch adds: f32 (f64 for an F64 base), shape of the view."""
+        out: Floats = np.zeros(self.elements, compute_dtype(self._base.dtype))
+        start, _ = self._range()
+        for chunk, (positions, values) in self.terms(coefficient):
+            out[positions + (chunk.start - start)] = values
+        return out.reshape(self.shape)
+
+    def data(self) -> NDArray[Any]:
+        """The tensor of a dense entry: shape of the view, storage dtype (BF16 as uint16 bit patterns)."""
+        if self._entry.kind is not lay.Kind.DENSE:
+            raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta() or apply()")
+        start, stop = self._range()
+        dtype = self._entry.dtype
+        if dtype.bits < 8 and self._rows is not None:
+            raise OptionError(f"tensor {self.name!r}: rows of {dtype.name} are not whole bytes; use the whole tensor")
+        out = np.empty(dtype.nbytes(stop - start), np.uint8)
+        for chunk in self._chunk_numbers():
+            data = self._entry.data(chunk)
+            begin = chunk * lay.CHUNK
+            low, high = max(start, begin), min(stop, begin + lay.CHUNK)
+            out[dtype.nbytes(low - start) : dtype.nbytes(high - start)] = data[
+                dtype.nbytes(low - begin) : dtype.nbytes(high - begin)
+            ]
+        return out.view(dtype.storage).reshape(self.shape if dtype.bits >= 8 else (-1,))
+
+    # Applying
+
+    def apply(
+        self,
+        array: NDArray[Any],
+        coefficient: float = 1.0,
+        *,
+        out: NDArray[Any] | None = None,
+        check_base: bool = True,
+    ) -> NDArray[Any]:
+        """The expert's tensor from the base's: base + coefficient * switch (spec section 10).
+
+        `array`: the base's elements, shape of the view, in the base's dtype; BF16 as uint16 bit patterns or ml_dtypes
+        bfloat16. `out`: where to put the result, `array` itself for in place. Returns a new array, or `out`, of the
+        entry's dtype. A dense entry gives its own tensor. `check_base` compares the sampled digest (of whole tensors; a
+        slice cannot be checked); without it, `array` may also be of another float type, which the result then has too.
+
+        Raises BaseMismatchError for another base, OptionError for an `out` that does not fit or a removed tensor.
+        """
+        if self._entry.kind is lay.Kind.REMOVED:
+            raise OptionError(f"tensor {self.name!r} is removed in task {self.task!r}: there is nothing to apply")
+        if self._entry.kind is lay.Kind.DENSE:
+            return self._give(self.data(), out, None)
+        base, target = self._check_array(array, check_base)
+        result = np.ascontiguousarray(array).reshape(-1).view(base.storage)
+        in_place = out is array and np.may_share_memory(result, array)
+        if base is target and not in_place:
+            result = result.copy()
+        made = result if base is target else np.empty(result.size, target.storage)
+        start, _ = self._range()
+        if coefficient != 0 or base is not target:
+            for chunk in self.chunks():
+                values = signed_values(self.scale, coefficient, base, chunk.start, chunk.positions, chunk.negative)
+                low = max(chunk.start - start, 0)
+                high = min(chunk.start + lay.CHUNK - start, result.size)
+                offset = chunk.start - start - low
+                terms = [(chunk.positions + offset, values)] if coefficient != 0 else []
+                made[low:high] = apply_chunk(result[low:high], base, target, terms)
+        if in_place:
+            return array
+        shaped = made.reshape(self.shape)
+        if base is target:
+            shaped = shaped.view(array.dtype)
+        return self._give(shaped, out, array)
+
+    def _give(self, made: NDArray[Any], out: NDArray[Any] | None, array: NDArray[Any] | None) -> NDArray[Any]:
+        if out is None:
+            return made
+        if out.shape != made.shape or out.dtype.itemsize != made.dtype.itemsize:
+            raise OptionError(
+                f"tensor {self.name!r}: expected out of {self.dtype}{list(made.shape)}, found {out.dtype}{list(out.shape)}"
+            )
+        out[...] = made.view(out.dtype)
+        return out
+
+    def _check_array(self, array: NDArray[Any], check_base: bool) -> tuple[DType, DType]:
+        """Element types of `array` and of the result."""
+        if array.shape != self.shape:
+            raise self._other_base(f"shape {list(self.shape)}", str(list(array.shape)))
+        dtype = dtype_of_array(array)
+        wanted = self._base.dtype
+        if wanted is BF16 and array.dtype == np.uint16:
+            dtype = BF16
+        if dtype is not wanted:
+            if not check_base and dtype is not None and dtype.is_float:
+                return dtype, dtype
+            raise self._other_base(f"dtype {wanted.name}", str(array.dtype))
+        if check_base and self._rows is None and self._digests and self._digests.sampled is not None:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+            def read(start: int, out: NDArray[np.uint8]) -> None:
+                out[:] = flat[start : start + out.size]
+
+            if sampled_digest(flat.size, read) != self._digests.sampled:
+                raise self._other_base("the recorded content", "another", "TSW-902")
+        return wanted, self._entry.dtype
+
+    def _other_base(self, expected: str, found: str, rule: str = "TSW-901") -> BaseMismatchError:
+        fix = "give the base that the file was made from, or pass check_base=False to go on"
+        return BaseMismatchError("apply", tensor=self.name, expected=expected, found=found, fix=fix, rule=rule)
+
+    # For the modules beside this one
+
+    @property
+    def scale(self) -> Scale:
+        """Knob and factors of the whole tensor, decoded once."""
+        try:
+            return self._scale
+        except AttributeError:
+            self._scale = Scale(
+                self._entry.knob,
+                self._factors(lay.Role.ROW_FACTORS),
+                self._factors(lay.Role.COLUMN_FACTORS),
+                self._entry.column_count,
+            )
+            return self._scale
+
+    _scale: Scale
+
+    @property
+    def target(self) -> DType:
+        """Element type of the tensor in the expert."""
+        return self._entry.dtype
+
+    @property
+    def content(self) -> bytes:
+        """Digest of the entry's content (section 11.3), as recorded or else computed."""
+        return self._entry.sha256 or self._entry.content_digest()
+
+    def dense_chunk(self, number: int) -> NDArray[np.uint8]:
+        """Bytes of one chunk of a dense entry."""
+        return self._entry.data(number)
+
+    def chunks(self) -> Iterator[ActiveChunk]:
+        """Active elements of the view, chunk by chunk."""
+        for number in self._chunk_numbers():
+            yield self.chunk(number)
+
+    def chunk(self, number: int) -> ActiveChunk:
+        """Active elements of the view in one chunk of the tensor."""
+        if self._entry.kind is not lay.Kind.TERNARY:
+            raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
+        start, stop = self._range()
+        begin = number * lay.CHUNK
+        positions = self._entry.mask_positions(number)
+        negative = self._entry.sign_flags(number)
+        if start > begin or stop < begin + self._entry.chunk_elements(number):
+            low, high = np.searchsorted(positions, (start - begin, stop - begin))
+            positions, negative = positions[low:high], negative[low:high]
+        return ActiveChunk(begin, positions, negative)
+
+    def terms(self, coefficient: float) -> Iterator[tuple[ActiveChunk, tuple[NDArray[np.int64], Floats]]]:
+        """Chunks with what is added to their active elements."""
+        for chunk in self.chunks():
+            values = signed_values(
+                self.scale, coefficient, self._base.dtype, chunk.start, chunk.positions, chunk.negative
+            )
+            yield chunk, (chunk.positions, values)
+
+    def _factors(self, role: lay.Role) -> NDArray[np.float32] | None:
+        codes: Codes | None = self._entry.factor_codes(role)
+        return None if codes is None else factor_values(codes)
+
+    def _range(self) -> tuple[int, int]:
+        """Flat elements of the whole tensor that the view covers."""
+        if self._rows is None:
+            return 0, self._spec.elements
+        length = self._entry.column_count
+        return self._rows[0] * length, self._rows[1] * length
+
+    def _chunk_numbers(self) -> range:
+        start, stop = self._range()
+        return range(start // lay.CHUNK, lay.chunks_of(stop)) if stop > start else range(0)

@@ -1,0 +1,189 @@
+"""Entries from file to file: bundle, extract, repack.
+
+Bundle and extract copy encoded bytes without decoding them; repack decodes planes and encodes them for the other profile. All
+write a new file; the content id of what is kept does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from tswitch_format import _layout as lay
+from tswitch_format._parallel import ordered_map, thread_count
+from tswitch_format._version import WRITER
+from tswitch_format.codecs import array
+from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.reader import Container, Entry
+from tswitch_format.container.segments import EncodedEntry, EncodedSegment
+from tswitch_format.container.tensors import TensorList
+from tswitch_format.container.writer import ContainerWriter
+from tswitch_format.errors import BaseMismatchError, OptionError, OutputError
+from tswitch_format.switch.encode import encode_ternary
+
+Progress = Callable[[int, int], None]
+
+
+def bundle(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, progress: Progress | None = None) -> Path:
+    """Put all tasks of the files at `paths`, in order, into a new file at `out`.
+
+    All must have the same base and profile, and no task name may come twice. Raises BaseMismatchError, OptionError,
+    FormatError or OutputError.
+    """
+    if not paths:
+        raise OptionError("bundle: expected at least one file, found none")
+    out = Path(out)
+    containers: list[Container] = []
+    try:
+        for path in paths:
+            containers.append(Container(Path(path)))
+        first = containers[0]
+        for other in containers[1:]:
+            _check_same_base(first, other)
+        picked = [(container, number) for container in containers for number in range(len(container.index.tasks))]
+        _write(out, _header(first.index), picked, progress)
+    finally:
+        for container in containers:
+            container.close()
+    return out
+
+
+def extract(
+    path: str | PathLike[str], task: str, out: str | PathLike[str], *, progress: Progress | None = None
+) -> Path:
+    """Write one task of a file to a new file. Raises UnknownNameError, FormatError or OutputError."""
+    container = Container(Path(path))
+    try:
+        _write(Path(out), _header(container.index), [(container, container.find(task))], progress)
+    finally:
+        container.close()
+    return Path(out)
+
+
+def repack(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    profile: str,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a file anew in the profile "archive" or "mapped". Raises OptionError, FormatError or OutputError."""
+    if profile not in lay.PROFILES:
+        raise OptionError(f"profile: expected {' or '.join(lay.PROFILES)}, found {profile!r}")
+    count = thread_count(threads)
+    container = Container(Path(path))
+    try:
+        header = replace(_header(container.index), profile=profile)
+        everything = [(container, number) for number in range(len(container.index.tasks))]
+        _write(
+            Path(out), header, everything, progress, encode=lambda entry: _encode(entry, header.mapped), threads=count
+        )
+    finally:
+        container.close()
+    return Path(out)
+
+
+def _header(index: Index) -> Index:
+    return replace(index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER)
+
+
+def _check_same_base(first: Container, other: Container) -> None:
+    ours, theirs = first.index, other.index
+    if ours.profile != theirs.profile:
+        raise OptionError(
+            f"{other.path}: expected the profile {ours.profile} of {first.path}, found {theirs.profile}; "
+            f"bring it there with 'tsw repack --profile {ours.profile}'"
+        )
+    for number, name in enumerate(ours.base.names):
+        same = name in theirs.base.numbers
+        if same:
+            at = theirs.base.numbers[name]
+            same = ours.base.spec(number) == theirs.base.spec(at) and ours.base.digests(number) == theirs.base.digests(
+                at
+            )
+        if not same:
+            raise _other_base(first, other, name)
+    for name in set(theirs.base.names) - set(ours.base.names) | set(ours.aliases) ^ set(theirs.aliases):
+        raise _other_base(first, other, name)
+
+
+def _other_base(first: Container, other: Container, name: str) -> BaseMismatchError:
+    return BaseMismatchError(
+        str(other.path),
+        tensor=name,
+        expected=f"the one of {first.path}",
+        found="another",
+        fix="a bundle holds tasks of one base",
+    )
+
+
+def _write(
+    out: Path,
+    header: Index,
+    picked: Sequence[tuple[Container, int]],
+    progress: Progress | None,
+    *,
+    encode: Callable[[Entry], EncodedEntry] | None = None,
+    threads: int = 1,
+) -> None:
+    for container, _ in picked:
+        if out.exists() and out.samefile(container.path):
+            raise OutputError(f"{out}: the output is one of the inputs; name another output")
+    total = sum(len(container.index.tasks[number].entries) for container, number in picked)
+    done = 0
+    with ContainerWriter(out, header) as writer:
+        for container, number in picked:
+            task: TaskTable = container.index.tasks[number]
+            writer.begin_task(task.name, recipe=task.recipe, checkpoint=task.checkpoint, metadata=task.metadata)
+            for entry in ordered_map(encode or _copy, container.entries(number), threads):
+                writer.add(entry)
+                done += 1
+                if progress:
+                    progress(done, total)
+        writer.finish()
+        writer.commit()
+
+
+def _copy(entry: Entry) -> EncodedEntry:
+    return _entry(entry, entry.stored_segments())
+
+
+def _entry(entry: Entry, segments: Iterator[EncodedSegment]) -> EncodedEntry:
+    return EncodedEntry(
+        entry.spec,
+        entry.kind,
+        entry.dtype,
+        segments,
+        entry.sha256,
+        entry.added,
+        entry.knob,
+        entry.factor_dtype,
+        entry.flags,
+        entry.active,
+    )
+
+
+def _encode(entry: Entry, mapped: bool) -> EncodedEntry:
+    """The same content in another profile."""
+    if entry.kind is not lay.Kind.TERNARY:
+        return _entry(entry, _data(entry, mapped))
+    made = encode_ternary(
+        entry.spec,
+        entry.dtype,
+        entry.knob,
+        entry.factor_codes(lay.Role.ROW_FACTORS),
+        entry.factor_codes(lay.Role.COLUMN_FACTORS),
+        entry.factor_dtype,
+        ((entry.mask_positions(chunk), entry.sign_flags(chunk)) for chunk in range(entry.chunks)),
+        mapped=mapped,
+    )
+    return replace(made, sha256=entry.sha256)
+
+
+def _data(entry: Entry, mapped: bool) -> Iterator[EncodedSegment]:
+    for chunk in range(entry.chunks):
+        codec, data = array.encode(entry.data(chunk), mapped=mapped)
+        yield EncodedSegment.make(lay.Role.DATA, codec, 0, entry.chunk_elements(chunk), data)
