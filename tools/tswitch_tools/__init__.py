@@ -1,0 +1,1 @@
+"""The `tsw` command and the checkpoint readers and writers behind it."""

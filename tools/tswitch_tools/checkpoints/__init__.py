@@ -1,0 +1,1 @@
+"""Checkpoint readers and writers: one format a file, found through entry points (see `tswitch_format.checkpoint`)."""
