@@ -1,0 +1,34 @@
+"""`python -m benchmarks.demo`: train a base and its experts, keep the experts as .tsw files, and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks.demo.report import measure, show
+from benchmarks.demo.train import prepare
+
+DENSITIES = (0.02, 0.05)  # the default, and what a small model is better kept at
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/demo"),
+    show_default=True,
+    help="Folder for the checkpoints and .tsw files.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the training.")
+def main(out: Path, seed: int) -> None:
+    """Train a vision transformer and experts of it on scikit-learn's digits, and keep each expert as a .tsw file."""
+    console = Console()
+    names = prepare(out, seed, console)
+    show([measure(out, name, density) for name in names for density in DENSITIES], console)
+    console.print(f"Files are in {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
