@@ -15,6 +15,7 @@ The floors, imports pointing down only:
     0 _layout, _dtypes, _checksum, _rules, _parallel, atomic, checkpoint, errors
 """
 
+from tswitch_format._layout import FORMAT_VERSION
 from tswitch_format._version import __version__
 from tswitch_format.container.verify import Finding, ValidationReport
 from tswitch_format.errors import (
@@ -40,6 +41,7 @@ from tswitch_format.switch.transfer import bundle, extract, repack
 from tswitch_format.switch.validate import validate
 
 __all__ = [
+    "FORMAT_VERSION",
     "BaseInfo",
     "BaseMismatchError",
     "CheckpointError",

@@ -12,6 +12,7 @@ import numpy as np
 
 MAJOR = 1
 MINOR = 0
+FORMAT_VERSION = f"{MAJOR}.{MINOR}"
 MAGIC = bytes.fromhex("8954 5357 0D0A 1A0A")
 END_MAGIC = bytes.fromhex("5753 540A")
 KNOWN_REQUIRED_FEATURES = 0

@@ -10,3 +10,7 @@ A plane is given and taken as the positions of its ones (NDArray[int64], ascendi
 least significant bit first). Every decoder is told the size of what it decodes and raises PayloadError rather than
 decode anything else.
 """
+
+from tswitch_format._layout import Codec
+
+__all__ = ["Codec"]

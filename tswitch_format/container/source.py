@@ -33,6 +33,7 @@ class PreadSource:
     """Reads what is asked for, and no more. A file cut meanwhile gives an error, never a signal."""
 
     backend = "pread"
+    _fd = -1  # where opening fails, __del__ still finds it
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

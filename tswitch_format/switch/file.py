@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tswitch_format._layout import MAJOR
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container.reader import Container, Verify
 from tswitch_format.container.source import Backend
@@ -44,6 +45,9 @@ class BaseInfo:
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensor_list.numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensor_list.names)
 
     def keys(self) -> list[str]:
         """Names of all tensors in the file's order."""
@@ -104,6 +108,11 @@ class SwitchFile:
         """Digest of all content, whatever the encoding: 64 hexadecimal digits, or None where the file has none."""
         found = self.container.index.content_id
         return None if found is None else found.hex()
+
+    @property
+    def version(self) -> str:
+        """The file's format version, such as "1.0"."""
+        return f"{MAJOR}.{self.container.frame.minor}"
 
     @property
     def backend(self) -> str:

@@ -110,13 +110,13 @@ class PackOptions:
             profile,
         )
 
-    def recipe(self, score: str | None) -> dict[str, str]:
-        """What the file records (spec section 12). `score`: provenance of external scores."""
+    def recipe(self, density: float | None, score: str | None) -> dict[str, str]:
+        """What the file records (spec section 12). `density`: as asked for, or as found for a target size; `score`: provenance
+        of external scores."""
         found: dict[str, str] = {"select": self.select, "knob": self.knob, "knob_per": self.knob_per}
         if self.knob_per != "tensor":
             found["knob_dtype"] = self.knob_dtype.name.lower()
-        for name in ("density", "discard", "target_size"):
-            value = getattr(self, name)
+        for name, value in (("density", density), ("discard", self.discard), ("target_size", self.target_size)):
             if value is not None:
                 found[name] = repr(float(value))
         if self.paper:

@@ -235,7 +235,7 @@ class _Job:
         with ContainerWriter(path, header) as writer:
             writer.begin_task(
                 task,
-                recipe=self.options.recipe(self.score.location if self.score else None),
+                recipe=self.options.recipe(amount.density, self.score.location if self.score else None),
                 checkpoint=dict(self.tuned.metadata),
                 metadata={},
             )

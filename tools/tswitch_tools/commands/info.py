@@ -1,0 +1,115 @@
+"""`tsw info`: what a file holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import tswitch_format as tsw
+from tswitch_tools.commands import options
+from tswitch_tools.report import FileReport, TaskReport, report
+from tswitch_tools.text import count, printable, rounded, size
+
+_RULE = len("projection")  # columns: no rule has a longer word
+_UNCUT = 4096  # columns: what a pipe gets is not cut to the width of a screen
+
+
+@click.command()
+@click.argument("file", type=options.PATH)
+@click.option("--tensors", is_flag=True, help="List every tensor of every task.")
+@options.as_json
+def info(*, file: Path, tensors: bool, as_json: bool) -> None:
+    """Show what a file holds and how small it is.
+
+    Only the index is read. Sizes are of the whole model: '% of fp32' is of 4 bytes for each element of the base,
+    '% of ... source' of the expert's checkpoint in its own types. 'bits' and 'entropy' (what ideal codes would need for
+    masks and signs) are bits an element of the base.
+
+    \b
+    Examples:
+      tsw info math.tsw --tensors
+      tsw info math.tsw --json
+    """
+    with tsw.open(file) as opened:
+        found = report(opened)
+    if as_json:
+        options.print_json(found.document(tensors=tensors))
+        return
+    width = None if sys.stdout.isatty() else _UNCUT
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    _print_file(found, console)
+    console.print(_task_table(found))
+    for task in found.tasks if tensors else ():
+        console.print()
+        console.print(f"task {printable(task.name)}")
+        console.print(_tensor_table(task))
+
+
+def _print_file(found: FileReport, console: Console) -> None:
+    base = found.base
+    name = (base.id or "(no id)") + (f"@{base.revision}" if base.revision else "")
+    console.print(
+        f"{printable(found.file)}: TSW {found.version}, profile {found.profile}, {size(found.file_bytes)}",
+        soft_wrap=True,
+    )
+    console.print(f"content id: {found.content_id or 'none'}", soft_wrap=True)
+    console.print(
+        f"base: {printable(name)}, {base.tensors} tensors, {count(base.params)} elements, {size(base.bytes)} "
+        f"({size(base.bytes_fp32)} as fp32)",
+        soft_wrap=True,
+    )
+    for key, value in found.metadata.items():
+        console.print(f"{printable(key)}: {printable(value)}", soft_wrap=True)
+
+
+def _task_table(found: FileReport) -> Table:
+    sources = {"+".join(task.source_dtypes) for task in found.tasks}
+    source = f"{sources.pop()} source" if len(sources) == 1 else "source"
+    numbers = ("tensors", "density", "size", "% of fp32", f"% of {source}", "bits", "entropy")
+    table = _table("task", *numbers, "rule", left=("task", "rule"))
+    for task in found.tasks:
+        rule = (task.select, task.knob, task.recipe.get("knob_per"), task.recipe.get("knob_dtype"))
+        table.add_row(
+            printable(task.name),
+            str(task.tensors),
+            rounded(task.density),
+            size(task.bytes),
+            rounded(task.percent_of_fp32),
+            rounded(task.percent_of_source),
+            rounded(task.bits_per_param),
+            rounded(task.entropy_bits_per_param),
+            printable(" ".join(part for part in rule if part) or "-"),
+        )
+    return table
+
+
+def _tensor_table(task: TaskReport) -> Table:
+    left = ("tensor", "kind", "dtype", "shape", "codecs")
+    table = _table("tensor", "kind", "dtype", "shape", "active", "density", "knob", "size", "codecs", left=left)
+    for entry in task.entries:
+        table.add_row(
+            printable(entry.name),
+            entry.kind,
+            entry.dtype,
+            "x".join(map(str, entry.shape)) or "scalar",
+            "-" if entry.density is None else str(entry.active),
+            "-" if entry.density is None else rounded(entry.density),
+            "-" if entry.knob is None else rounded(entry.knob),
+            size(entry.bytes),
+            ", ".join(entry.codecs) or "-",
+        )
+    return table
+
+
+def _table(*columns: str, left: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        if column in left:
+            table.add_column(column, overflow="fold", min_width=_RULE if column == "rule" else None)
+        else:
+            table.add_column(column, justify="right", overflow="fold", no_wrap=" " not in column)
+    return table
