@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -706,7 +705,7 @@ def test_full_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             copy(reader, tmp_path / out)
     assert names(tmp_path) == ["base"]
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", no_space)
+        patch.setattr(Path, "read_bytes", no_space)
         if out == "out":
             with pytest.raises(OutputError, match="No space left"):
                 copy(reader, tmp_path / out)

@@ -10,6 +10,7 @@ from tswitch_format._layout import MAX_WINDOW
 from tswitch_format.errors import PayloadError
 
 _FRAME_MAGIC = bytes.fromhex("28B52FFD")
+_STEP = 64  # bytes
 _contexts = threading.local()  # zstandard's contexts are not to be shared between threads
 
 
@@ -51,6 +52,9 @@ def decompress(data: bytes | memoryview, size: int) -> bytes:
     declared = content_size(data)
     if declared != size:
         raise PayloadError(rule="TSW-707", expected=f"a frame of {size} bytes", found=f"one of {declared}")
+    if size == 0:
+        _check_empty(data)
+        return b""
     try:
         decompressor: zstandard.ZstdDecompressor = _contexts.decompressor
     except AttributeError:
@@ -62,3 +66,19 @@ def decompress(data: bytes | memoryview, size: int) -> bytes:
     if len(content) != size:
         raise PayloadError(rule="TSW-707", expected=f"{size} bytes in the frame", found=str(len(content)))
     return content
+
+
+def _check_empty(data: bytes | memoryview) -> None:
+    """Check a frame that declares no content: zstandard's `decompress` returns at once then, without a look at its blocks."""
+    stream = zstandard.ZstdDecompressor().decompressobj()
+    content = b""
+    read = 0
+    try:
+        # In small steps: blocks that do have content must not have much of it before it is seen.
+        while read < len(data) and not stream.eof and not content:
+            content = stream.decompress(data[read : read + _STEP])
+            read += _STEP
+    except zstandard.ZstdError as error:
+        raise PayloadError(rule="TSW-707", expected="one whole zstd frame", found=str(error)) from error
+    if content or not stream.eof or stream.unused_data or read < len(data):
+        raise PayloadError(rule="TSW-707", expected="an empty zstd frame and nothing after it", found="something else")

@@ -15,6 +15,7 @@ from tswitch_format.errors import FormatError, NotTswError, TruncatedError
 _BROKEN_MAGIC = (
     bytes.fromhex("89545357 0A1A0A"),
     bytes.fromhex("89545357 0D0A1A0D0A"),
+    bytes.fromhex("89545357 0D0D0A1A0D0A"),
     bytes.fromhex("0954 53570D0A1A0A"),
 )
 
@@ -72,7 +73,15 @@ def read(source: Source, report: Report) -> Frame:
     if unknown:
         names = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
         raise report.newer("TSW-103", "required features", "only known bits", f"bit {names}", offset=16)
-    if int(prologue["file_length"]) != source.length:
+    if int(prologue["file_length"]) < source.length:
+        raise report.fatal(
+            "TSW-105",
+            "file length",
+            f"{prologue['file_length']} bytes as the prologue says",
+            str(source.length),
+            offset=32,
+        )
+    if int(prologue["file_length"]) > source.length:
         raise _truncated(
             report,
             "TSW-105",

@@ -21,10 +21,11 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import content_id
-from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.index import Index, TaskTable, parse
+from tswitch_format.container.report import Report
 from tswitch_format.container.segments import EncodedEntry
 from tswitch_format.container.tensors import TensorList, name_problem
-from tswitch_format.errors import OptionError, TswError
+from tswitch_format.errors import FormatError, OptionError, TswError
 
 _BUFFER = 1 << 20  # bytes: many small segments make one write
 _INDEX_LEVEL = 9
@@ -129,7 +130,10 @@ class ContainerWriter:
             self._header = replace(self._header, base=base)
         index = self._index()
         index = replace(index, content_id=content_id(index))
-        document = index.encode()
+        try:
+            document = index.encode()
+        except (UnicodeEncodeError, TypeError) as error:
+            raise TswError(f"{self._file.path}: metadata or names cannot be encoded: {error}") from error
         if len(document) > lay.MAX_INDEX:
             raise TswError(
                 f"{self._file.path}: the index would take {len(document)} bytes, more than the format's {lay.MAX_INDEX}; "
@@ -142,12 +146,23 @@ class ContainerWriter:
         start = lay.align(self._end, lay.MAPPED_SMALL if index.mapped else 1)
         self._buffer += bytes(start - self._end)
         frame = framing.Frame(start, len(stored), len(document), encoding, sha256(stored))
+        self._check(document, frame)
         prologue, trailer = framing.build(frame)
         self._buffer += stored + trailer
         self._flush()
         self._file.write_at(0, prologue)
         self._content_id = index.content_id
         return frame.file_length
+
+    def _check(self, document: bytes, frame: framing.Frame) -> None:
+        """Nothing that a reader would refuse becomes visible: too many aliases, dimensions or remarks, for example."""
+        try:
+            parse(document, frame, Report(str(self._file.path)))
+        except FormatError as error:
+            raise TswError(
+                f"{self._file.path}: a .tsw file cannot hold this: {error.field}: expected {error.expected}, "
+                f"found {error.found} [{error.rule}]"
+            ) from error
 
     def commit(self) -> bytes | None:
         """Make the finished file durable and visible. Returns the content id, None where digests are absent."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format.atomic import AtomicFile, AtomicFolder, output_errors
+from tswitch_format.atomic import AtomicFile, AtomicFolder, WritableFile, output_errors
 from tswitch_format.checkpoint import CheckpointReader, CheckpointWriter, ShardLayout, TensorSpec
 from tswitch_format.errors import CheckpointError, OutputError
 from tswitch_tools.checkpoints.safetensors_reader import INDEX_SUFFIX, MAX_HEADER, SUFFIX, folder_files
@@ -32,7 +30,6 @@ _OTHER_FILES = (".bin", ".ckpt", ".gguf", ".h5", ".json", ".npz", ".pt", ".pth",
 # What is not copied from the base's folder: weights of any format, and the indices of their files.
 _WEIGHTS = (SUFFIX, ".bin", ".ckpt", ".gguf", ".h5", ".index.json", ".msgpack", ".npz", ".onnx", ".pt", ".pth", ".tsw")
 _MAX_COPY = 64 << 20  # bytes; configurations and tokenizers are smaller
-_MAX_WRITE = 1 << 30  # Linux moves at most 2^31 - 4096 bytes a call
 
 
 def accepts(path: Path, like: CheckpointReader) -> bool:
@@ -247,12 +244,13 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = AtomicFolder(path)
-        self._fds: dict[str, int] = {}
+        self._files: dict[str, WritableFile] = {}
+        self.commit = self._folder.commit
+        self.abort = self._folder.abort
 
     def add_bytes(self, file: str, content: bytes) -> None:
         """Add a whole file."""
-        with output_errors(self._path):
-            (self._folder.temporary / file).write_bytes(content)
+        self._folder.open(file).write_at(0, content)
 
     def add_copies(self, folder: Path) -> None:
         """Add the small files of another folder that are not weights."""
@@ -261,38 +259,11 @@ class _Folder:
                 continue
             with output_errors(self._path):
                 if file.stat().st_size < _MAX_COPY:
-                    shutil.copyfile(file, self._folder.temporary / file.name)
+                    self.add_bytes(file.name, file.read_bytes())
 
     def begin(self, file: str, header: bytes) -> None:
-        with output_errors(self._path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            self._fds[file] = os.open(self._folder.temporary / file, flags, 0o666)
+        self._files[file] = self._folder.open(file)
         self.write_at(file, 0, memoryview(header))
 
     def write_at(self, file: str, offset: int, data: memoryview) -> None:
-        fd = self._fds.get(file)
-        if fd is None:
-            raise OutputError(f"{self._path}: already committed or aborted; open a new output")
-        with output_errors(self._path):
-            while data.nbytes:
-                written = os.pwrite(fd, data[:_MAX_WRITE], offset)
-                data = data[written:]
-                offset += written
-
-    def commit(self) -> None:
-        if not self._fds:
-            raise OutputError(f"{self._path}: already committed or aborted; open a new output")
-        try:
-            with output_errors(self._path):
-                while self._fds:
-                    os.close(self._fds.popitem()[1])
-        except OutputError:
-            self.abort()
-            raise
-        self._folder.commit()
-
-    def abort(self) -> None:
-        while self._fds:
-            with contextlib.suppress(OSError):
-                os.close(self._fds.popitem()[1])
-        self._folder.abort()
+        self._files[file].write_at(offset, data)
