@@ -109,14 +109,15 @@ def to_float(raw: NDArray[Any], dtype: DType, out: Floats) -> None:
         else:
             np.copyto(out, (raw.astype(np.uint32) << 16).view(np.float32))
     else:
-        np.copyto(out, raw, casting="same_kind")
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            np.copyto(out, raw, casting="same_kind")
 
 
 def from_float(values: Floats, dtype: DType) -> NDArray[Any]:
     """Round f32 or f64 values once, to nearest even, to raw elements of a float type. Overflow gives infinity."""
     if dtype is BF16:
         return _to_bf16(values)
-    with np.errstate(over="ignore"):  # infinity is what the specification asks for
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is what the specification asks for
         return values.astype(dtype.storage, copy=False)
 
 

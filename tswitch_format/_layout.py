@@ -24,6 +24,7 @@ MAX_INDEX = 1 << 26  # bytes, decoded
 MAX_TENSORS = 1 << 20
 MAX_TASKS = 4096
 MAX_MEMBERS = 4096  # of a map or array in the index
+MAX_VALUES = 1 << 18  # maps, arrays and members of both in the index, all together
 MAX_DEPTH = 8
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48  # of a dimension, and elements of a tensor

@@ -133,10 +133,10 @@ class AtomicFile:
             self._file.close()
             with output_errors(self.path):
                 self._temporary.replace(self.path)
-                sync_folder(self.path.parent)
         except OutputError:
             self.abort()
             raise
+        _make_name_durable(self.path)
 
     def abort(self) -> None:
         """Remove the temporary file. Does nothing after `commit`."""
@@ -190,11 +190,11 @@ class AtomicFolder:
             with output_errors(self.path):
                 sync_folder(self._temporary)
                 self._temporary.rename(self.path)
-                sync_folder(self.path.parent)
         except OutputError:
             self.abort()
             raise
         self._committed = True
+        _make_name_durable(self.path)
 
     def abort(self) -> None:
         """Remove the temporary folder. Does nothing after `commit`."""
@@ -211,6 +211,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _make_name_durable(path: Path) -> None:
+    """The last step of a commit: the new content is visible already, only a power failure could still lose its name."""
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: written whole and in place, but its folder could not be synced: {error.strerror or error}; "
+            "check the disk, a power failure now could bring back what was there before"
+        ) from error
 
 
 def _check_parent(path: Path) -> None:

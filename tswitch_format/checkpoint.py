@@ -31,8 +31,20 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format._dtypes import DType, dtype_of_array
+from tswitch_format._dtypes import DTYPE_BY_NAME, DType, dtype_of_array
 from tswitch_format.errors import CheckpointError
+
+__all__ = [
+    "DTYPE_BY_NAME",
+    "ArrayCheckpoint",
+    "CheckpointReader",
+    "CheckpointWriter",
+    "DType",
+    "ShardLayout",
+    "TensorSpec",
+    "create_checkpoint",
+    "open_checkpoint",
+]
 
 READERS = "tswitch_format.checkpoints"
 WRITERS = "tswitch_format.checkpoint_writers"
@@ -145,7 +157,7 @@ def open_checkpoint(source: Any) -> CheckpointReader:
         return source  # type: ignore[no-any-return]  # is a CheckpointReader already
     if isinstance(source, str):
         source = Path(source)
-    if isinstance(source, Mapping) and all(isinstance(a, np.ndarray) for a in source.values()):
+    if isinstance(source, Mapping) and all(isinstance(a, (np.ndarray, np.generic)) for a in source.values()):
         return ArrayCheckpoint(source)
     for plugin in _plugins(READERS):
         if plugin.accepts(source):
@@ -196,7 +208,7 @@ class ArrayCheckpoint:
         self._bytes: dict[str, NDArray[np.uint8]] = {}
         seen: dict[tuple[Any, ...], str] = {}
         for name in sorted(arrays):
-            array = arrays[name]
+            array = np.asarray(arrays[name])
             dtype = dtype_of_array(array)
             if dtype is None:
                 raise CheckpointError(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgpack
 
-from tswitch_format._layout import MAX_DEPTH, MAX_MEMBERS
+from tswitch_format._layout import MAX_DEPTH, MAX_MEMBERS, MAX_VALUES
 
 Value: TypeAlias = "dict[str, Value] | list[Value] | str | bytes | int"
 Fail: TypeAlias = Callable[[str, str, str], Exception]  # (rule, expected, found) -> error to raise
@@ -33,6 +33,7 @@ def decode(data: bytes | memoryview, fail: Fail) -> Value:
 
     The limits keep a hostile document from asking for more memory than a small multiple of its size.
     """
+    budget = _Budget()
     try:
         value = msgpack.unpackb(
             data,
@@ -42,7 +43,8 @@ def decode(data: bytes | memoryview, fail: Fail) -> Value:
             max_array_len=MAX_MEMBERS,
             max_map_len=MAX_MEMBERS,
             ext_hook=_refuse_extension,
-            object_pairs_hook=_map,
+            object_pairs_hook=budget.map,
+            list_hook=budget.array,
         )
     except msgpack.ExtraData as error:
         raise fail("TSW-306", "one document", f"{len(error.extra)} bytes after it") from error
@@ -50,6 +52,8 @@ def decode(data: bytes | memoryview, fail: Fail) -> Value:
         raise fail("TSW-305", f"nesting of at most {MAX_DEPTH}", "deeper nesting") from error
     except UnicodeDecodeError as error:
         raise fail("TSW-304", "UTF-8", str(error)) from error
+    except _BudgetError as error:
+        raise fail("TSW-305", f"at most {MAX_VALUES} members in all", "more") from error
     except _KeysError as error:
         raise fail("TSW-303", *error.args) from error
     except _ExtensionError as error:
@@ -70,6 +74,32 @@ class _ExtensionError(Exception):
 
 class _KeysError(Exception):
     """(expected, found)."""
+
+
+class _BudgetError(Exception):
+    pass
+
+
+class _Budget:
+    """Ends the decoding of documents of very many tiny values, which take a hundred times their size in memory."""
+
+    def __init__(self) -> None:
+        self._left = MAX_VALUES
+
+    def map(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        """For each map when it is complete."""
+        self._spend(len(pairs))
+        return _map(pairs)
+
+    def array(self, members: list[Any]) -> list[Any]:
+        """For each array when it is complete."""
+        self._spend(len(members))
+        return members
+
+    def _spend(self, members: int) -> None:
+        self._left -= members + 1
+        if self._left < 0:
+            raise _BudgetError
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:

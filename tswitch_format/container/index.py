@@ -315,6 +315,7 @@ def _check_entries(index: Index, task: TaskTable, where: str, frame: Frame, repo
     elements = index.elements[tensors]
     ternary = kind == lay.Kind.TERNARY
     check(ternary & ((tensors >= base) | ~_FLOAT[dtypes]), "TSW-504", "tensor", "a float tensor of the base")
+    check(~np.isin(entries["dtype"], tuple(DTYPES)), "TSW-404", "dtype", "a known dtype", newer=True)
     check(ternary & ~_FLOAT[entries["dtype"]], "TSW-504", "dtype", "a float dtype")
     check(ternary & ~np.isfinite(entries["knob"]), "TSW-504", "knob", "a finite number")
     factors = (flags & (lay.HAS_ROW_FACTORS | lay.HAS_COLUMN_FACTORS)) != 0
@@ -352,7 +353,8 @@ def _check_segments(index: Index, number: int, where: str, frame: Frame, report:
     known = np.where(planes, codec <= lay.Codec.RICE, (codec == lay.Codec.RAW) | (codec == lay.Codec.ZSTD))
     if not known.all():
         at = int(np.argmin(known))
-        raise report.newer("TSW-606", f"{where}[{at}].codec", "a known codec for its role", str(codec[at]))
+        make = report.fatal if codec[at] in tuple(lay.Codec) else report.newer
+        raise make("TSW-606", f"{where}[{at}].codec", "a known codec that fits the role", str(codec[at]))
     k = np.isin(codec, (lay.Codec.GAPS_ZSTD, lay.Codec.RICE))
     _each(
         segments["parameter"] <= np.where(k, lay.MAX_PARAMETER, 0),

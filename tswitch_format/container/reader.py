@@ -219,6 +219,11 @@ class Entry:
         starts = self._container._first_segments[self._task]
         return range(int(starts[self.number]), int(starts[self.number + 1]))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Encoded bytes of its segments."""
+        return sum(int(self._record(number)["length"]) for number in self.segments)
+
     def stored(self, number: int) -> memoryview:
         """Encoded, verified bytes of a segment of the task's table."""
         return self._container.segment(self._task, number)

@@ -79,7 +79,7 @@ def validate_file(path: str | PathLike[str], level: Level = "full") -> Validatio
 
 def raise_first(container: Container) -> None:
     """Check the content of an open file in full. Raises FormatError for the first broken rule."""
-    check_content(container, Report(str(container.path)), decode=True)
+    check_content(container, container.report, decode=True)
 
 
 def check_content(container: Container, report: Report, *, decode: bool) -> None:

@@ -53,9 +53,8 @@ class ContainerWriter:
     def __init__(self, path: Path, header: Index) -> None:
         self._header = header
         self._file = AtomicFile(path)
-        self._file.write(bytes(lay.FRAME))
+        self._buffer = bytearray(lay.FRAME)  # the prologue's place; nothing that can fail happens before `__enter__`
         self._end = lay.FRAME
-        self._buffer = bytearray()
         self._tasks: list[_Task] = []
         self._content_id: bytes | None = None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Literal
 
 from tswitch_format._layout import PROFILES, FactorDType
@@ -71,14 +72,9 @@ class PackOptions:
             raise OptionError("density, discard and target-size exclude each other; give one of them")
         if not amounts:
             density, discard = (None, PAPER_DISCARD) if paper else (DEFAULT_DENSITY, None)
-        _check_range("density", density, "above 0 and at most 1", density is None or 0 < density <= 1)
-        _check_range("discard", discard, "at least 0 and below 1", discard is None or 0 <= discard < 1)
-        _check_range(
-            "target-size",
-            target_size,
-            "a percentage above 0 and at most 100",
-            target_size is None or 0 < target_size <= 100,
-        )
+        _check_range("density", density, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
+        _check_range("discard", discard, "a number at least 0 and below 1", lambda x: 0 <= x < 1)
+        _check_range("target-size", target_size, "a percentage above 0 and at most 100", lambda x: 0 < x <= 100)
         chosen_select = select or ("tensor-signed" if paper else "tensor")
         chosen_knob = knob or ("rms" if paper else "projection")
         chosen_per = knob_per or ("row-col" if chosen_knob == "projection" else "tensor")
@@ -137,7 +133,7 @@ class Amount:
         """How many of `elements` elements, of which `nonzero` are not zero, stay; at least 1 where there is something."""
         if self.density is not None:
             # The decimal that the user wrote, exactly: 0.07 of 100 is 7, though 0.07 * 100 > 7 in binary.
-            quota = math.ceil(Fraction(repr(self.density)) * elements)
+            quota = math.ceil(Fraction(repr(float(self.density))) * elements)
         else:
             quota = max(1, authors_quota(nonzero, self.discard or 0.0))
         return min(quota, nonzero)
@@ -153,6 +149,6 @@ def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> No
         raise OptionError(f"{option}: expected {', '.join(str(a) for a in allowed if a)}, found {value!r}")
 
 
-def _check_range(option: str, value: float | None, expected: str, good: bool) -> None:
-    if not good:
-        raise OptionError(f"{option}: expected a number {expected}, found {value}")
+def _check_range(option: str, value: float | None, expected: str, good: Callable[[float], bool]) -> None:
+    if value is not None and not (isinstance(value, Real) and good(float(value))):
+        raise OptionError(f"{option}: expected {expected}, found {value!r}")

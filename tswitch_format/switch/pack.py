@@ -189,34 +189,33 @@ class _Job:
         """Search the density whose file has `percent` of fp32: the size grows with it, so a bracket closes in."""
         params = sum(spec.elements for spec in self.pairing.base)
         target = percent / 100 * 4 * params
-        low, high = 0.0, 1.0
-        density = min(0.5, _density_of(8 * target / max(params, 1)))
-        best = 0.0
+        low, high = 0.0, 1.0  # too small or just right; too large, or 1.0 and not tried yet
+        density = min(1.0, _density_of(8 * target / max(params, 1)))
         sizes: list[int] = []
 
         def accept(size: int) -> bool:
             sizes.append(size)
-            return _SIZE_TOLERANCE * target <= size <= target
+            return size <= target and (size >= _SIZE_TOLERANCE * target or density == 1.0)
 
         for _ in range(_SIZE_ROUNDS):
             result = self._pack(path, task, header, Amount(density, None), accept)
             if result is not None:
                 return result
             if sizes[-1] <= target:
-                low = best = density
+                low = density
             else:
                 high = density
             # Size is nearly proportional to density; aim at the middle of the tolerance, inside the bracket.
-            aim = density * 0.99 * target / sizes[-1]
-            density = aim if low < aim < high else (low + high) / 2
-            if high - low < 1e-3 * high and best:
+            aim = min(1.0, density * 0.99 * target / sizes[-1])
+            density = aim if low < aim < high or (aim == high == 1.0 and low < 1.0) else (low + high) / 2
+            if high - low < 1e-3 * high and low:
                 break
-        if not best:
+        if not low:
             raise OptionError(
                 f"target-size {percent} % of fp32 is {int(target)} bytes: expected at least what the smallest file takes, "
                 f"{min(sizes)} bytes were needed; ask for more, or use --knob-per tensor"
             )
-        result = self._pack(path, task, header, Amount(best, None), lambda size: True)
+        result = self._pack(path, task, header, Amount(low, None), lambda size: True)
         if result is None:  # cannot be, as above
             raise OutputError(f"{path}: nothing was written")
         return result
@@ -284,7 +283,6 @@ class _Job:
         """
         pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and pair.base is not None]
         chosen = RadixSelect(wide=any(pair.base is not None and pair.base.dtype is F64 for pair in pairs))
-        elements = sum(pair.base.elements for pair in pairs if pair.base is not None)
         quota = 0
 
         def histogram(pair: Pair) -> np.ndarray[Any, np.dtype[np.int64]] | None:
@@ -305,6 +303,8 @@ class _Job:
                 else:
                     chosen.counts += counts
             if number == 0:
+                stay = (pair.base for pair in pairs if pair.name not in skipped)
+                elements = sum(spec.elements for spec in stay if spec is not None)
                 quota = amount.quota(elements, int(chosen.counts.sum()))
                 if quota == 0:
                     return math.inf

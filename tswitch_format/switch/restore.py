@@ -126,6 +126,7 @@ def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str
     for name in (*reader.specs, *reader.aliases):
         target = name if name in file.base else file.base.aliases[name]
         terms = found.get(name, found.get(target, []))
+        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0 or switch.kind != "ternary"]
         kinds = {switch.kind for switch, _ in terms}
         if kinds - {"ternary"}:
             _check_whole(name, terms)
@@ -133,7 +134,6 @@ def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str
                 outputs.append(_dense(name, terms[0][0]))
             continue
         spec = file.base.spec(target)
-        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0]
         dtypes = {switch.target for switch, _ in terms}
         if len(dtypes) > 1:
             raise OptionError(

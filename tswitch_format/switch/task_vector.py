@@ -5,15 +5,17 @@ One pass over a tensor reads both sides, hashes the base, and gathers what selec
 at the threshold, taken from a sample, so that one pass is enough where two would be exact by themselves: if the guess was
 too high, which the count of survivors shows, the exact threshold is found by histogram and the pass is done again.
 
-Lesson of the profile (f32 and bf16, one core): reading, hashing and about ten vector operations a block cost 3 to 4 ns an
-element; blocks of 2^18 elements stay in the second-level cache, larger ones cost half as much again.
+Lesson of the profile (bf16, one core): of 5 ns an element SHA-256 of the base takes 1.2, reading both sides 1.3, and about
+twelve vector operations 0.1 to 0.4 each, if their blocks stay in the second-level cache: with blocks of 2^18 instead of 2^16
+elements finding the survivors alone costs twice as much. Temporary arrays cost more than the operations, hence `_Scratch`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,8 @@ from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import CheckpointError, NonFiniteError
 from tswitch_format.switch.pairing import Pair
 
-BLOCK = 1 << 18  # elements
+BLOCK = 1 << 16  # elements
+_PIECE = 1 << 20  # elements: survivors of so many make one piece, or handling pieces would cost more than the pass
 # Squares of f32 values outside this range lose digits or overflow; then sums are made in f64.
 _SAFE = (1e-15, 1e15)
 
@@ -39,6 +42,28 @@ class Survivors:
     positions: list[NDArray[np.int32]] = field(default_factory=list)
     tau: list[Floats] = field(default_factory=list)
     keys: list[Floats] = field(default_factory=list)
+    _merged: int = 0  # pieces before this one are of full length
+
+    def add(self, start: int, positions: NDArray[np.int64], tau: Floats, keys: Floats) -> None:
+        """Append those of one block, in order."""
+        if self.starts[self._merged :] and start - self.starts[self._merged] >= _PIECE:
+            self.merge()
+        self.starts.append(start)
+        self.positions.append(positions.astype(np.int32))
+        self.tau.append(tau)
+        self.keys.append(keys)
+
+    def merge(self) -> None:
+        """Make one piece of those that were added since the last."""
+        first = self._merged
+        if len(self.starts) > first + 1:
+            start = self.starts[first]
+            moved = [p + np.int32(s - start) for s, p in zip(self.starts[first:], self.positions[first:], strict=True)]
+            self.positions[first:] = [np.concatenate(moved)]
+            self.tau[first:] = [_joined(self.tau[first:])]
+            self.keys[first:] = [_joined(self.keys[first:])]
+            self.starts[first:] = [start]
+        self._merged = len(self.starts)
 
     def count(self) -> int:
         """How many they are."""
@@ -51,7 +76,7 @@ class Survivors:
             limits = (
                 positive_from if positive_from == negative_from else np.where(tau > 0, positive_from, negative_from)
             )
-            kept = keys >= limits
+            kept = keys >= np.float64(limits)  # a threshold may come from a wider type than the keys have
             if not kept.all():
                 self.positions[number] = self.positions[number][kept]
                 self.tau[number] = tau[kept]
@@ -74,7 +99,8 @@ class Survivors:
 
 @dataclass(slots=True)
 class Statistics:
-    """What one pass finds of a tensor. Sums are f64; `row_squares` [R] and `column_squares` [C] only where asked for."""
+    """What one pass finds of a tensor: counts of elements with a non-zero key, by the sign of tau; sums of squares of tau in
+    f64, `row_squares` [R] and `column_squares` [C] only where asked for."""
 
     positive: int = 0
     negative: int = 0
@@ -86,7 +112,7 @@ class Statistics:
 
     @property
     def nonzero(self) -> int:
-        """Number of elements that differ."""
+        """Number of elements with a non-zero key."""
         return self.positive + self.negative
 
 
@@ -212,6 +238,7 @@ class TaskVector:
         found = Statistics()
         scratch = _Scratch(self)
         digest = hashlib.sha256()
+        lowest = self._at_least(floor)
         if rows:
             found.row_squares = np.zeros(self.rows)
         if columns:
@@ -224,21 +251,28 @@ class TaskVector:
                 continue
             self._add_squares(found, scratch, magnitudes, largest, row, column, (block_rows, block_columns))
             keys = self._score_keys(start, tau, magnitudes)
-            nonzero = int(np.count_nonzero(tau))
-            negative = int(np.count_nonzero(np.signbit(tau) & (tau != 0)))
+            flags = scratch.flags[: tau.size]
+            nonzero = int(np.count_nonzero(np.greater(keys, 0, out=flags)))
+            # A score can be zero where tau is not; then signs are counted among the others.
+            negative = int(
+                np.count_nonzero(np.less(tau, 0, out=flags) if keys is magnitudes else (tau < 0) & (keys > 0))
+            )
             found.positive += nonzero - negative
             found.negative += negative
-            places = np.flatnonzero(keys >= floor if floor > 0 else keys > 0)
+            places = np.flatnonzero(np.greater_equal(keys, lowest, out=flags) if floor > 0 else keys > 0)
             if places.size:
-                pieces = found.survivors
-                pieces.starts.append(start)
-                pieces.positions.append(places.astype(np.int32))
-                pieces.tau.append(tau[places])
-                pieces.keys.append(keys[places])
+                found.survivors.add(start, places, tau[places], keys[places])
+        found.survivors.merge()
         nbytes = self.base_dtype.nbytes(self.elements)
         sampled = sampled_digest(nbytes, lambda at, out: self._base.read_into(self._pair.base_stored, at, out))
         found.digests = Digests(digest.digest(), sampled)
         return found
+
+    def _at_least(self, floor: float) -> np.floating[Any]:
+        """The smallest number of the vector's type that is not below `floor`, which may come from a wider type."""
+        with np.errstate(over="ignore"):
+            nearest: np.floating[Any] = self.type.type(floor)
+        return np.nextafter(nearest, self.type.type(np.inf)) if float(nearest) < floor else nearest
 
     def _add_squares(
         self,
@@ -251,11 +285,10 @@ class TaskVector:
         shape: tuple[int, int],
     ) -> None:
         if largest < _SAFE[0] or largest > _SAFE[1]:
-            squares: Floats = magnitudes.astype(np.float64)
+            with np.errstate(over="ignore"):  # an infinite sum makes an infinite knob, which is reported
+                squares: Floats = np.square(magnitudes.astype(np.float64))
         else:
-            squares = scratch.squares[: magnitudes.size]
-            np.copyto(squares, magnitudes)
-        np.multiply(squares, squares, out=squares)
+            squares = np.square(magnitudes, out=scratch.squares[: magnitudes.size])
         table = squares.reshape(shape)
         if found.row_squares is None and found.column_squares is None:
             found.squares += float(squares.sum())
@@ -278,3 +311,8 @@ class _Scratch:
         self.before: Floats = np.empty(size, vector.type)
         self.tau: Floats = np.empty(size, vector.type)
         self.squares: Floats = np.empty(size, vector.type)
+        self.flags = np.empty(size, np.bool_)
+
+
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts)  # type: ignore[return-value]  # of one float type

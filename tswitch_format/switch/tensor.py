@@ -106,7 +106,7 @@ class Switch:
     @property
     def stored_bytes(self) -> int:
         """Encoded bytes of the whole tensor in the file."""
-        return sum(len(self._entry.stored(number)) for number in self._entry.segments)
+        return self._entry.stored_bytes
 
     def __repr__(self) -> str:
         return f"<Switch {self.name!r} {self.kind} {self.dtype}{list(self.shape)} task {self.task!r}>"
@@ -189,8 +189,9 @@ class Switch:
 
         `array`: the base's elements, shape of the view, in the base's dtype; BF16 as uint16 bit patterns or ml_dtypes
         bfloat16. `out`: where to put the result, `array` itself for in place. Returns a new array, or `out`, of the
-        entry's dtype. A dense entry gives its own tensor. `check_base` compares the sampled digest (of whole tensors; a
-        slice cannot be checked); without it, `array` may also be of another float type, which the result then has too.
+        entry's dtype, with coefficient 0 of the base's. A dense entry gives its own tensor. `check_base` compares the
+        sampled digest (of whole tensors; a slice cannot be checked); without it, `array` may also be of another float
+        type, which the result then has too.
 
         Raises BaseMismatchError for another base, OptionError for an `out` that does not fit or a removed tensor.
         """
@@ -199,19 +200,20 @@ class Switch:
         if self._entry.kind is lay.Kind.DENSE:
             return self._give(self.data(), out, None)
         base, target = self._check_array(array, check_base)
+        if coefficient == 0:  # leaves the tensor as it is, its type too (spec section 10)
+            target = base
         result = np.ascontiguousarray(array).reshape(-1).view(base.storage)
-        in_place = out is array and np.may_share_memory(result, array)
+        in_place = base is target and out is array and np.may_share_memory(result, array)
         if base is target and not in_place:
             result = result.copy()
         made = result if base is target else np.empty(result.size, target.storage)
         start, _ = self._range()
-        if coefficient != 0 or base is not target:
+        if coefficient != 0:
             for chunk in self.chunks():
                 values = signed_values(self.scale, coefficient, base, chunk.start, chunk.positions, chunk.negative)
                 low = max(chunk.start - start, 0)
                 high = min(chunk.start + lay.CHUNK - start, result.size)
-                offset = chunk.start - start - low
-                terms = [(chunk.positions + offset, values)] if coefficient != 0 else []
+                terms = [(chunk.positions + (chunk.start - start - low), values)]
                 made[low:high] = apply_chunk(result[low:high], base, target, terms)
         if in_place:
             return array
@@ -236,6 +238,8 @@ class Switch:
             raise self._other_base(f"shape {list(self.shape)}", str(list(array.shape)))
         dtype = dtype_of_array(array)
         wanted = self._base.dtype
+        if array.dtype.byteorder == ">":
+            raise self._other_base(f"dtype {wanted.name}, little-endian", f"{array.dtype}, big-endian")
         if wanted is BF16 and array.dtype == np.uint16:
             dtype = BF16
         if dtype is not wanted:

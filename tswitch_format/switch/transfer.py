@@ -106,7 +106,10 @@ def _check_same_base(first: Container, other: Container) -> None:
             )
         if not same:
             raise _other_base(first, other, name)
-    for name in set(theirs.base.names) - set(ours.base.names) | set(ours.aliases) ^ set(theirs.aliases):
+    # The names are the same by now, or theirs has more; so numbers mean the same, also as targets of aliases.
+    for name in set(theirs.base.names) - set(ours.base.names):
+        raise _other_base(first, other, name)
+    for name, _ in set(ours.aliases.items()) ^ set(theirs.aliases.items()):
         raise _other_base(first, other, name)
 
 

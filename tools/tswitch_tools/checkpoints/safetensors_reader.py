@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format._dtypes import DTYPE_BY_NAME
-from tswitch_format.checkpoint import CheckpointReader, ShardLayout, TensorSpec
+from tswitch_format.checkpoint import DTYPE_BY_NAME, CheckpointReader, ShardLayout, TensorSpec
 from tswitch_format.errors import CheckpointError
 
 SUFFIX = ".safetensors"

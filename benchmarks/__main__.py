@@ -1,0 +1,34 @@
+"""`python -m benchmarks NAME [OPTIONS]`: run one benchmark. `--list` names them."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+# Name -> (module with a click command `main`, the question that it answers).
+BENCHMARKS = {
+    "size": ("benchmarks.size", "bytes of planes, factors and index against the entropy of a random mask with signs"),
+    "memory": ("benchmarks.memory", "peak resident memory of pack and restore of a model of 1.2 G parameters"),
+    "speed": ("benchmarks.speed", "times of pack, restore and opening, as ratios to plain safetensors work"),
+    "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),
+    "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
+    "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),
+}
+
+
+def main() -> None:
+    """Run the benchmark that the first argument names, with the other arguments."""
+    arguments = sys.argv[1:]
+    if arguments == ["--list"]:
+        for name, (_, question) in BENCHMARKS.items():
+            print(f"{name:10} {question}")
+        return
+    if not arguments or arguments[0] not in BENCHMARKS:
+        print(f"usage: python -m benchmarks NAME [OPTIONS] | --list\nNAME: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        sys.exit(0 if arguments[:1] == ["--help"] else 2)
+    module, _ = BENCHMARKS[arguments[0]]
+    import_module(module).main.main(arguments[1:], prog_name=f"python -m benchmarks {arguments[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,501 @@
+"""Make the golden files of format version 1.0 and their manifest: run by hand, once for each version, never by a test.
+
+    python tests/golden/make_golden.py [--force]
+
+A file that is there already is kept: golden files decode for ever, so they do not change. The manifest is what the strict
+reader of tests/spec, which shares no code with the library, finds in the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tswitch_format as tsw
+from tswitch_format import _layout as lay
+from tswitch_format._checksum import sampled_digest, sha256
+from tswitch_format._dtypes import DTYPE_BY_NAME, DType
+from tswitch_format.checkpoint import TensorSpec
+from tswitch_format.codecs import bits, gaps, zstd
+from tswitch_format.container import frame as framing
+from tswitch_format.container.digest import EntryDigest
+from tswitch_format.container.index import Index
+from tswitch_format.container.reader import Container
+from tswitch_format.container.segments import EncodedEntry, EncodedSegment
+from tswitch_format.container.tensors import Digests, TensorList
+from tswitch_format.container.writer import ContainerWriter
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "spec"))
+
+import strict_reader as strict  # noqa: E402  # found by the line above
+
+Plan = tuple[lay.Codec, int]
+BITMAP: Plan = (lay.Codec.BITMAP, 0)
+WRITER = "tests/golden/make_golden.py"
+
+
+# ---------------------------------------------------------------------------------------------------------- ingredients
+
+
+def noise(name: str, nbytes: int) -> bytes:
+    """Bytes that depend on the name alone."""
+    return hashlib.shake_128(name.encode()).digest(nbytes)
+
+
+def numbers(elements: int, dtype: DType) -> bytes:
+    """Elements of a float type: small multiples of 1/64."""
+    values = ((np.arange(elements) * 37) % 129 - 64) / 64
+    return strict.narrow(values, dtype.id)
+
+
+def spec(name: str, dtype: str, *shape: int) -> TensorSpec:
+    """A tensor's name, type and shape."""
+    return TensorSpec(name, DTYPE_BY_NAME[dtype], shape)
+
+
+def content(tensor: TensorSpec) -> bytes:
+    """A base tensor's elements."""
+    if tensor.dtype.is_float:
+        return numbers(tensor.elements, tensor.dtype)
+    raw = noise(tensor.name, tensor.nbytes)
+    return bytes(b & 1 for b in raw) if tensor.dtype.name == "BOOL" else raw
+
+
+def digests(raw: bytes) -> Digests:
+    """Both digests of a tensor's bytes."""
+    whole = np.frombuffer(raw, np.uint8)
+
+    def read(start: int, out: np.ndarray) -> None:
+        out[:] = whole[start : start + out.size]
+
+    return Digests(sha256(raw), sampled_digest(len(raw), read))
+
+
+def plane(role: lay.Role, positions: np.ndarray, n: int, plan: Plan) -> EncodedSegment:
+    """A plane in the codec that the plan says."""
+    codec, k = plan
+    packed = bits.pack_positions(positions, n).tobytes()
+    encode: dict[lay.Codec, Callable[[], bytes]] = {
+        lay.Codec.ZEROS: lambda: b"",
+        lay.Codec.ONES: lambda: b"",
+        lay.Codec.BITMAP: lambda: packed,
+        lay.Codec.BITMAP_ZSTD: lambda: zstd.compress(packed, 3),
+        lay.Codec.GAPS_ZSTD: lambda: gaps.encode_gaps(gaps.gaps_of(positions), k, 1),
+        lay.Codec.RICE: lambda: gaps.encode_rice(gaps.gaps_of(positions), k),
+    }
+    return EncodedSegment.make(role, codec, k, positions.size, encode[codec]())
+
+
+def arrays(role: lay.Role, raw: bytes, width: int, codec: lay.Codec) -> list[EncodedSegment]:
+    """Factors or data of `width` bits an element, cut into chunks."""
+    step = lay.CHUNK * width // 8
+    parts = [raw[at : at + step] for at in range(0, len(raw), step)]
+    return [
+        EncodedSegment.make(
+            role, codec, 0, len(part) * 8 // width, zstd.compress(part, 3) if codec is lay.Codec.ZSTD else part
+        )
+        for part in parts
+    ]
+
+
+def ternary(
+    tensor: TensorSpec,
+    mask: Sequence[int],
+    plans: Sequence[Plan] = (BITMAP,),
+    *,
+    knob: float = 0.5,
+    rows: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
+    dtype: str | None = None,
+    signs: Plan = BITMAP,
+    negative: np.ndarray | None = None,
+    factors: lay.Codec = lay.Codec.RAW,
+    digest: bool = True,
+) -> EncodedEntry:
+    """A switch: `mask` holds the active elements; `plans` the codecs of the chunks of the mask."""
+    target = DTYPE_BY_NAME[dtype] if dtype else tensor.dtype
+    codes = rows if rows is not None else columns
+    kinds = {"uint8": lay.FactorDType.U8, "float16": lay.FactorDType.F16, "float32": lay.FactorDType.F32}
+    factor_dtype = kinds[codes.dtype.name] if codes is not None else lay.FactorDType.NONE
+    flags = (lay.HAS_ROW_FACTORS if rows is not None else 0) | (lay.HAS_COLUMN_FACTORS if columns is not None else 0)
+    found = EntryDigest(lay.Kind.TERNARY, target, tensor.shape)
+    found.ternary(np.float32(knob), factor_dtype, flags)
+    head: list[EncodedSegment] = []
+    for role, part in ((lay.Role.ROW_FACTORS, rows), (lay.Role.COLUMN_FACTORS, columns)):
+        if part is not None:
+            found.update(part.tobytes())
+            head += arrays(role, part.tobytes(), part.itemsize * 8, factors)
+    active = np.array(mask, np.int64)
+    down = negative if negative is not None else active * 7 // 3 % 2 == 1
+    masks, planes = [], []
+    for number in range(lay.chunks_of(tensor.elements)):
+        start = number * lay.CHUNK
+        here = (active >= start) & (active < start + lay.CHUNK)
+        n = min(lay.CHUNK, tensor.elements - start)
+        found.update(bits.pack_positions(active[here] - start, n))
+        found.update(np.packbits(down[here], bitorder="little"))
+        masks.append(plane(lay.Role.MASK, active[here] - start, n, plans[number]))
+        planes.append(plane(lay.Role.SIGN, np.flatnonzero(down[here]), int(here.sum()), signs))
+    return EncodedEntry(
+        tensor,
+        lay.Kind.TERNARY,
+        target,
+        [*head, *masks, *planes],
+        found.digest() if digest else None,
+        knob=np.float32(knob),
+        factor_dtype=factor_dtype,
+        flags=flags,
+        active=active.size,
+    )
+
+
+def dense(
+    tensor: TensorSpec, raw: bytes, *, added: bool = False, codec: lay.Codec = lay.Codec.RAW, digest: bool = True
+) -> EncodedEntry:
+    """A tensor that is given whole."""
+    found = EntryDigest(lay.Kind.DENSE, tensor.dtype, tensor.shape)
+    found.update(raw)
+    segments = arrays(lay.Role.DATA, raw, tensor.dtype.bits, codec)
+    return EncodedEntry(tensor, lay.Kind.DENSE, tensor.dtype, segments, found.digest() if digest else None, added=added)
+
+
+def removed(tensor: TensorSpec) -> EncodedEntry:
+    """A tensor that is not there."""
+    digest = EntryDigest(lay.Kind.REMOVED, tensor.dtype, tensor.shape).digest()
+    return EncodedEntry(tensor, lay.Kind.REMOVED, tensor.dtype, [], digest)
+
+
+def order(entries: Sequence[EncodedEntry]) -> list[EncodedEntry]:
+    """Entries as a task has them."""
+    return sorted(entries, key=lambda e: (e.added, e.spec.name.encode(), e.spec.dtype.id, e.spec.shape))
+
+
+def write(
+    path: Path, base: Sequence[TensorSpec], tasks: dict[str, Sequence[EncodedEntry]], *, digest: bool = True, **kw: Any
+) -> None:
+    """A file of these tasks."""
+    base = sorted(base, key=lambda s: s.name.encode())
+    found = [digests(content(s)) for s in base] if digest else None
+    names = [s.name for s in base]
+    kw["aliases"] = {alias: names.index(name) for alias, name in kw.pop("aliases", {}).items()}
+    header = Index(TensorList.build(base, found), writer=WRITER, **kw)
+    with ContainerWriter(path, header) as writer:
+        for name, entries in tasks.items():
+            writer.begin_task(
+                name,
+                recipe={"select": "tensor", "density": "0.02", "knob": "mean", "knob_per": "tensor"},
+                checkpoint={"format": "pt"},
+                metadata={"remark": "Änderung ✓"},
+            )
+            for entry in order(entries):
+                writer.add(entry)
+        writer.finish()
+        writer.commit()
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+def smallest(path: Path) -> None:
+    """The file of the specification's hex dump: its index is stored as it is."""
+    w = spec("w", "F32", 2, 5)
+    entry = ternary(w, [0, 3, 4, 9], negative=np.array([False, True, False, True]))
+    header = Index(TensorList.build([w], [digests(content(w))]), writer="hand")
+    with ContainerWriter(path, header) as writer:
+        writer.begin_task("t", recipe={}, checkpoint={}, metadata={})
+        writer.add(entry)
+        writer.finish()
+        writer.commit()
+    container = Container(path)
+    document = container.index.encode()
+    start = container.frame.index_offset
+    segments = path.read_bytes()[64:start]
+    prologue, trailer = framing.build(
+        framing.Frame(start, len(document), len(document), lay.Encoding.RAW, sha256(document))
+    )
+    path.write_bytes(prologue + segments + document + trailer)
+
+
+# Codecs, each with a mask of 4,096 elements that it can hold.
+_FEW = [3, 257, 512, 1213, 1214, 2000, 4095]  # gaps of 253, 254, 700, 0, 785: with and without bytes 255
+_MANY = [i for i in range(4096) if i * i % 11 in (3, 4, 5) or i % 97 == 0]
+CODECS: dict[str, tuple[Plan, Sequence[int]]] = {
+    "zeros": ((lay.Codec.ZEROS, 0), []),
+    "ones": ((lay.Codec.ONES, 0), range(4096)),
+    "bitmap": ((lay.Codec.BITMAP, 0), _MANY),
+    "bitmap_zstd": ((lay.Codec.BITMAP_ZSTD, 0), _MANY),
+    **{f"gaps_zstd.{k}": ((lay.Codec.GAPS_ZSTD, k), _FEW if k != 1 else _MANY) for k in (0, 1, 3, 8, 20)},
+    "gaps_zstd.escape": ((lay.Codec.GAPS_ZSTD, 0), [255, 511, 1022, 1532, 4095]),
+    **{f"rice.{k}": ((lay.Codec.RICE, k), _FEW if k != 1 else _MANY) for k in (0, 1, 5, 20)},
+}
+FLOATS = [spec(name, name.upper(), 8, 16) for name in ("f16", "bf16", "f32", "f64")]
+EVERY = range(0, 128, 3)
+
+
+def archive(path: Path) -> None:
+    """Every codec, kind, dtype and form of factors; three tasks."""
+    f16, bf16, f32, f64 = FLOATS
+    more = [
+        spec("conv", "F32", 4, 3, 2, 2),
+        spec("bias", "F32", 16),
+        spec("scalar", "F32"),
+        spec("empty", "F32", 0, 4),
+        spec("cast.down", "F32", 8, 16),
+        spec("cast.up", "BF16", 8, 16),
+        spec("gone", "F32", 3),
+        spec("reshaped", "F32", 4),
+        spec("retyped", "I32", 3),
+        spec("same", "F16", 5),
+        spec("sparse", "BF16", 600000),
+        spec("größe.重み", "F16", 10),
+    ]
+    whole = [spec(f"dense.{name}", name, 2, 4) for name in DTYPE_BY_NAME]
+    whole += [spec("dense.0d", "I64"), spec("dense.empty", "F16", 3, 0), spec("dense.zstd", "U8", 500)]
+    coded = [spec(f"codec.{name}", "F16", 4096) for name in CODECS]
+    by_name = {s.name: s for s in (*more, *whole, *coded)}
+    codes = np.frombuffer(noise("codes", 128), np.uint8)
+    small = np.arange(1, 25)
+    first = [
+        ternary(f16, EVERY, knob=0.03, rows=codes[:8]),
+        ternary(bf16, EVERY, knob=0.3, rows=(small[:8] / 8).astype("<f2"), columns=(small[:16] / 16).astype("<f2")),
+        ternary(f32, EVERY, knob=1e-3, rows=(small[:8] / 7).astype("<f4"), columns=(small[:16] / 11).astype("<f4")),
+        ternary(f64, EVERY, knob=-0.1, columns=codes[:16], factors=lay.Codec.ZSTD),
+        ternary(by_name["conv"], range(0, 48, 5), rows=codes[:4], columns=codes[4:16]),
+        ternary(by_name["bias"], [0, 15], knob=2**-140),
+        ternary(by_name["scalar"], [0], signs=(lay.Codec.ONES, 0), negative=np.array([True])),
+        ternary(by_name["empty"], [], ()),
+        ternary(by_name["cast.down"], EVERY, dtype="F16", knob=1 / 3),
+        ternary(by_name["cast.up"], EVERY, dtype="F64", knob=1 / 3, columns=codes[:16]),
+        ternary(by_name["sparse"], range(77, 600000, 3779), [(lay.Codec.RICE, 11)], knob=0.01),
+        ternary(by_name["größe.重み"], [0, 3, 4, 9], knob=0.25),
+        removed(by_name["gone"]),
+        dense(spec("reshaped", "F32", 2, 3), numbers(6, DTYPE_BY_NAME["F32"]), added=True),
+        dense(spec("retyped", "I64", 3), noise("retyped", 24), added=True),
+        dense(spec("added.F8_E4M3", "F8_E4M3", 4), b"\0\1\2\3", added=True),
+        dense(spec("added.0d", "F64"), bytes(8), added=True),
+        dense(spec("added.empty", "C64", 0), b"", added=True),
+    ]
+    plain = {**by_name}
+    first += [ternary(plain[f"codec.{name}"], mask, [plan]) for name, (plan, mask) in CODECS.items()]
+    for s in whole:
+        first.append(
+            dense(s, bytes(500), codec=lay.Codec.ZSTD) if s.name == "dense.zstd" else dense(s, content(s)[::-1])
+        )
+    second = [
+        ternary(f32, range(1, 128, 2), knob=2.0, signs=(lay.Codec.RICE, 0)),
+        ternary(bf16, range(5), [(lay.Codec.GAPS_ZSTD, 2)], signs=(lay.Codec.BITMAP_ZSTD, 0)),
+        dense(spec("reshaped", "F32", 2, 3), numbers(6, DTYPE_BY_NAME["F32"]), added=True),
+        dense(spec("reshaped2", "F32", 1), bytes(4), added=True),
+        dense(spec("tied", "F32", 1), b"\0\0\x80?", added=True),
+        removed(by_name["same"]),
+    ]
+    write(
+        path,
+        [*FLOATS, *more, *whole, *coded],
+        {"eins": first, "Übersetzung 翻訳": second, "empty": []},
+        aliases={"tied": "f32", "größe.tied": "größe.重み"},
+        base_id="golden/base",
+        base_revision="1",
+        metadata={"remark": "every codec", "": "an empty key"},
+    )
+
+
+def chunks(path: Path) -> None:
+    """Tensors, factors and data of several chunks."""
+    long = spec("long", "F16", lay.CHUNK + 5)
+    tall = spec("tall", "F32", lay.CHUNK + 3, 2)
+    wide = spec("wide", "BF16", 1, lay.CHUNK + 7)
+    data = spec("data", "U8", lay.CHUNK + 9)
+    exact = spec("exact", "F16", 2, lay.CHUNK // 2)
+    rows = np.full(lay.CHUNK + 3, 85, np.uint8)
+    columns = np.full(lay.CHUNK + 7, 1.5, "<f2")
+    entries = [
+        ternary(
+            long,
+            [*range(0, lay.CHUNK, 9001), lay.CHUNK, lay.CHUNK + 4],
+            [(lay.Codec.RICE, 12), (lay.Codec.BITMAP, 0)],
+        ),
+        ternary(
+            tall,
+            [0, lay.CHUNK - 1, 2 * lay.CHUNK + 5],
+            [(lay.Codec.GAPS_ZSTD, 12), (lay.Codec.ZEROS, 0), (lay.Codec.BITMAP, 0)],
+            rows=rows,
+            factors=lay.Codec.ZSTD,
+        ),
+        ternary(
+            wide,
+            [*range(300, lay.CHUNK, 7000), lay.CHUNK + 6],
+            [(lay.Codec.GAPS_ZSTD, 0), (lay.Codec.RICE, 0)],
+            columns=columns,
+            factors=lay.Codec.ZSTD,
+        ),
+        ternary(exact, [lay.CHUNK - 1], [(lay.Codec.GAPS_ZSTD, 20)]),
+        dense(data, bytes(lay.CHUNK) + b"123456789", codec=lay.Codec.ZSTD),
+    ]
+    write(path, [long, tall, wide, data, exact], {"t": entries})
+
+
+def bare(path: Path) -> None:
+    """Without any digest, and so without a content id."""
+    a, b = spec("a", "F32", 2, 5), spec("b", "U8", 3)
+    entries = [ternary(a, [0, 3, 4, 9], digest=False), dense(b, b"xyz", digest=False)]
+    write(path, [a, b], {"t": entries}, digest=False)
+
+
+def nothing(path: Path) -> None:
+    """No base tensor and no task."""
+    write(path, [], {})
+
+
+def packed(path: Path) -> None:
+    """What `pack` and `bundle` make."""
+    base = {
+        "a": np.frombuffer(numbers(4000, DTYPE_BY_NAME["F32"]), "<f4").reshape(40, 100),
+        "b": np.frombuffer(numbers(500, DTYPE_BY_NAME["F16"]), "<f2"),
+        "c": np.arange(7),
+    }
+    recipes: list[dict[str, Any]] = [{"density": 0.05}, {"preset": "paper"}, {"select": "global", "density": 0.3}]
+    with tempfile.TemporaryDirectory() as folder:
+        made = []
+        for number, options in enumerate(recipes):
+            tuned = {"c": base["c"] + number}
+            for name in ("a", "b"):
+                step = np.frombuffer(noise(f"{name}{number}", base[name].size), np.int8).astype(base[name].dtype) / 512
+                tuned[name] = base[name] + step.reshape(base[name].shape)
+            out = Path(folder) / f"{number}.tsw"
+            tsw.pack(base, tuned, out, task=f"task {number}", dense=["c"], threads=1, **options)
+            made.append(out)
+        tsw.bundle(made, path)
+
+
+def mapped(path: Path) -> None:
+    """The content of archive.tsw in the other profile."""
+    tsw.repack(HERE / "archive.tsw", path, profile="mapped")
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "smallest.tsw": smallest,
+    "archive.tsw": archive,
+    "mapped.tsw": mapped,
+    "chunks.tsw": chunks,
+    "bare.tsw": bare,
+    "nothing.tsw": nothing,
+    "packed.tsw": packed,
+}
+
+
+# --------------------------------------------------------------------------------------------------------- the manifest
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the strict reader finds in a file."""
+    raw = path.read_bytes()
+    file = strict.read(raw)
+    return {
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "bytes": len(raw),
+        "profile": file.profile,
+        "content_id": file.content_id.hex() if file.content_id else None,
+        "base": {t.name: [DTYPE_NAMES[t.dtype], list(t.dims)] for t in file.base},
+        "aliases": {alias: file.base[number].name for alias, number in file.aliases.items()},
+        "tasks": {task.name: [describe_entry(e) for e in task.entries] for task in file.tasks},
+    }
+
+
+DTYPE_NAMES = {d.id: name for name, d in DTYPE_BY_NAME.items()}
+
+
+def describe_entry(entry: strict.Entry) -> dict[str, Any]:
+    """What the strict reader finds in an entry; SHA-256 of planes and arrays, all chunks one after the other."""
+    found: dict[str, Any] = {
+        "name": entry.tensor.name,
+        "kind": {strict.TERNARY: "ternary", strict.DENSE: "dense", strict.REMOVED: "removed"}[entry.kind],
+        "dtype": DTYPE_NAMES[entry.dtype],
+        "shape": list(entry.tensor.dims),
+        "digest": entry.digest().hex(),
+    }
+    parts: dict[str, bytes] = {}
+    if entry.kind == strict.TERNARY:
+        found |= {"knob": entry.knob[::-1].hex(), "active": entry.active, "factor_dtype": entry.factor_dtype}
+        parts = {"mask": b"".join(entry.masks), "sign": b"".join(entry.signs)}
+        if entry.flags & lay.HAS_ROW_FACTORS:
+            parts["row_factors"] = entry.row_factors
+        if entry.flags & lay.HAS_COLUMN_FACTORS:
+            parts["column_factors"] = entry.column_factors
+    elif entry.kind == strict.DENSE:
+        parts = {"data": entry.data}
+    return found | {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+
+
+def applied() -> list[dict[str, Any]]:
+    """Small tensors of archive.tsw with what comes out when one task is applied to them."""
+    file = strict.read((HERE / "archive.tsw").read_bytes())
+    found = []
+    by_name = {e.tensor.name: e for e in file.tasks[0].entries}
+    for name in (*(s.name for s in FLOATS), "cast.down", "cast.up", "conv", "bias", "scalar"):
+        entry = by_name[name]
+        dtype = DTYPE_BY_NAME[DTYPE_NAMES[entry.tensor.dtype]]
+        base = numbers(entry.tensor.elements, dtype)
+        for coefficient in (1.0, -0.3):
+            result = strict.apply(base, [(entry, coefficient)])
+            found.append(
+                {"name": name, "coefficient": coefficient, "base": base.hex(), "result": result.hex()},
+            )
+    return found
+
+
+def readable(value: Any, depth: int = 0) -> str:
+    """JSON with a line for each member down to entries and dtypes."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if (
+        not isinstance(value, dict | list)
+        or len(flat) < 100
+        or not any(isinstance(m, dict | list) for m in members(value))
+    ):
+        return flat
+    inner = "\n" + " " * (depth + 1)
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(k, ensure_ascii=False)}: {readable(m, depth + 1)}" for k, m in value.items()]
+    else:
+        lines = [readable(m, depth + 1) for m in value]
+    text = "".join(f"{inner}{line}," for line in lines)[:-1] + "\n" + " " * depth
+    return f"{{{text}}}" if isinstance(value, dict) else f"[{text}]"
+
+
+def members(value: Any) -> list[Any]:
+    """Members of a dict or list but for shapes."""
+    found = list(value.values() if isinstance(value, dict) else value)
+    return [m for key, m in zip(value, found, strict=True) if key != "shape"]
+
+
+def main() -> int:
+    """Write what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--force", action="store_true", help="write existing files anew")
+    arguments = parser.parse_args()
+    there = [name for name in (*FILES, "manifest.json") if (HERE / name).exists()]
+    if there and not arguments.force:
+        print(f"{', '.join(there)}: there already and not to be changed; --force writes them anew", file=sys.stderr)
+        return 1
+    for name, make in FILES.items():
+        make(HERE / name)
+    manifest = {
+        "format": lay.FORMAT_VERSION,
+        "files": {name: describe(HERE / name) for name in FILES},
+        "applied": {"file": "archive.tsw", "task": "eins", "tensors": applied()},
+    }
+    (HERE / "manifest.json").write_text(readable(manifest) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
