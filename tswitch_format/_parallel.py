@@ -23,21 +23,39 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-def ordered_map(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
-    """`map` over threads: results in the order of `items`, of which at most 4 a thread are begun and not taken yet.
+# Results that wait to be taken: at least so many a thread; more while they are small, so that threads need not wait for one
+# large item at the front (an embedding is a fifth of a model, and sorts first).
+_WAITING = 4
+_WAITING_SMALL = 64
+_WAITING_BYTES = 1 << 26
 
-    So results do not depend on the number of threads, and memory is bounded however many items there are. The first error
-    ends it: nothing more is begun, what runs is waited for.
+
+def ordered_map(
+    function: Callable[[_T], _R], items: Iterable[_T], threads: int, *, nbytes: Callable[[_R], int] | None = None
+) -> Iterator[_R]:
+    """`map` over threads: results in the order of `items`, whatever the number of threads.
+
+    Memory is bounded however many items there are: few are begun and not taken yet, more only while the results that wait
+    are small, judged by `nbytes`. The first error ends it: nothing more is begun, what runs is waited for.
     """
     if threads == 1:
         yield from map(function, items)
         return
     pending: deque[Future[_R]] = deque()
+
+    def full() -> bool:
+        if len(pending) < _WAITING * threads:
+            return False
+        if nbytes is None or len(pending) >= _WAITING_SMALL * threads:
+            return True
+        done = [future for future in pending if future.done()]
+        return any(future.exception() for future in done) or sum(nbytes(f.result()) for f in done) > _WAITING_BYTES
+
     with ThreadPoolExecutor(threads, thread_name_prefix="tsw") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) >= 4 * threads:
+                while full():
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -13,6 +13,7 @@ from switch_models import Arrays, files_in, model, save, tuned
 
 import tswitch_format as tsw
 from tswitch_format.switch import select as selection
+from tswitch_format.switch.task_vector import BLOCK
 
 
 def masks(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -96,8 +97,11 @@ def test_packing_does_not_hold_the_model(tmp_path: Path, select: str) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     largest = one.nbytes
-    bound = 3 if select == "global" else 8  # tensors: sums, and candidates of a tensor of one chunk with their keys
-    assert peak < bound * largest < tensors * largest
+    buffers = 20 * BLOCK  # bytes of one pass, whatever the tensor: two raw blocks, three of f32, flags
+    bound = (
+        2 if select == "global" else 5
+    )  # tensors: sums, and candidates of a tensor of one chunk, which keeps them all
+    assert peak < buffers + bound * largest < tensors * largest
 
 
 # --- one threshold a tensor -----------------------------------------------------------------------------------

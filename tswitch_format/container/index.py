@@ -21,6 +21,9 @@ from tswitch_format.container.frame import Frame
 from tswitch_format.container.report import Report
 from tswitch_format.container.tensors import TensorList, name_problem, parse_names
 
+# By id, for whole columns of a table at once.
+_KNOWN_KIND = np.array([i in lay.KNOWN_KINDS for i in range(256)])
+_KNOWN_DTYPE = np.array([i in DTYPES for i in range(256)])
 _FLOAT = np.array([i in DTYPES and DTYPES[i].is_float for i in range(256)])
 _ROLES = (lay.Role.ROW_FACTORS, lay.Role.COLUMN_FACTORS, lay.Role.MASK, lay.Role.SIGN, lay.Role.DATA)
 
@@ -88,14 +91,22 @@ class Index:
         base = len(self.base)
         return self.base.spec(number) if number < base else self.extra.spec(number - base)
 
-    def name(self, number: int) -> str:
-        """Name of the tensor with that number."""
-        base = len(self.base)
-        return self.base.names[number] if number < base else self.extra.names[number - base]
+    @cached_property
+    def names(self) -> list[str]:
+        """Names by tensor number."""
+        return [*self.base.names, *self.extra.names]
 
     def segment_counts(self, task: int) -> NDArray[np.int64]:
         """Number of segments of each entry, a column a role: [entries, 5] in the order of section 8."""
-        entries = self.tasks[task].entries
+        if task not in self._segment_counts:
+            self._segment_counts[task] = self._count_segments(self.tasks[task].entries)
+        return self._segment_counts[task]
+
+    @cached_property
+    def _segment_counts(self) -> dict[int, NDArray[np.int64]]:
+        return {}
+
+    def _count_segments(self, entries: NDArray[Any]) -> NDArray[np.int64]:
         tensors, kind, flags = entries["tensor"], entries["kind"], entries["flags"]
         elements = self.elements[tensors]
         rows = self.rows[tensors]
@@ -293,7 +304,7 @@ def _check_entries(index: Index, task: TaskTable, where: str, frame: Frame, repo
     if int(tensors.max()) >= base + len(index.extra) or (np.diff(tensors) <= 0).any():
         raise report.fatal("TSW-502", f"{where}.tensor", f"ascending numbers below {base + len(index.extra)}", "others")
     own = tensors[tensors < base]
-    extra = [index.name(int(n)) for n in tensors[tensors >= base]]
+    extra = [index.names[int(n)] for n in tensors[tensors >= base]]
     doubles = set(extra) & {index.base.names[n] for n in own} if extra else set()
     if doubles or len(set(extra)) != len(extra):
         raise report.fatal("TSW-502", where, "each name once", f"{sorted(doubles or extra)[0]!r} twice")
@@ -306,7 +317,7 @@ def _check_entries(index: Index, task: TaskTable, where: str, frame: Frame, repo
             make = report.newer if newer else report.fatal
             raise make(rule, f"{where}[{at}].{what}", expected, found)
 
-    check(~np.isin(kind, lay.KNOWN_KINDS), "TSW-503", "kind", "a known kind", newer=True)
+    check(~_KNOWN_KIND[kind], "TSW-503", "kind", "a known kind", newer=True)
     if frame.minor <= lay.MINOR:
         check(entries["reserved"] != 0, "TSW-107", "reserved", "zero")
         check((flags & 0xF8) != 0, "TSW-406", "flags", "no bits but 0 to 2")
@@ -315,7 +326,7 @@ def _check_entries(index: Index, task: TaskTable, where: str, frame: Frame, repo
     elements = index.elements[tensors]
     ternary = kind == lay.Kind.TERNARY
     check(ternary & ((tensors >= base) | ~_FLOAT[dtypes]), "TSW-504", "tensor", "a float tensor of the base")
-    check(~np.isin(entries["dtype"], tuple(DTYPES)), "TSW-404", "dtype", "a known dtype", newer=True)
+    check(~_KNOWN_DTYPE[entries["dtype"]], "TSW-404", "dtype", "a known dtype", newer=True)
     check(ternary & ~_FLOAT[entries["dtype"]], "TSW-504", "dtype", "a float dtype")
     check(ternary & ~np.isfinite(entries["knob"]), "TSW-504", "knob", "a finite number")
     factors = (flags & (lay.HAS_ROW_FACTORS | lay.HAS_COLUMN_FACTORS)) != 0
@@ -355,7 +366,7 @@ def _check_segments(index: Index, number: int, where: str, frame: Frame, report:
         at = int(np.argmin(known))
         make = report.fatal if codec[at] in tuple(lay.Codec) else report.newer
         raise make("TSW-606", f"{where}[{at}].codec", "a known codec that fits the role", str(codec[at]))
-    k = np.isin(codec, (lay.Codec.GAPS_ZSTD, lay.Codec.RICE))
+    k = (codec == lay.Codec.GAPS_ZSTD) | (codec == lay.Codec.RICE)
     _each(
         segments["parameter"] <= np.where(k, lay.MAX_PARAMETER, 0),
         "TSW-606",

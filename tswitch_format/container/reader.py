@@ -135,7 +135,7 @@ class Container:
     @cached_property
     def _entry_numbers(self) -> list[dict[str, int]]:
         return [
-            {self.index.name(int(tensor)): number for number, tensor in enumerate(task.entries["tensor"])}
+            {self.index.names[tensor]: number for number, tensor in enumerate(task.entries["tensor"].tolist())}
             for task in self.index.tasks
         ]
 
@@ -154,8 +154,6 @@ class Entry:
     Decoding raises FormatError that names the segment where a payload breaks a rule.
     """
 
-    __slots__ = ("_container", "_first", "_task", "number", "record")
-
     def __init__(self, container: Container, task: int, number: int, first: int) -> None:
         self._container = container
         self._task = task
@@ -168,7 +166,7 @@ class Entry:
         """Number of the tensor that it makes."""
         return int(self.record["tensor"])
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         """Name, dtype and shape of the record that it refers to."""
         return self._container.index.spec(self.tensor)

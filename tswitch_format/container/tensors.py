@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,13 +149,12 @@ class TensorList:
             absent = np.ascontiguousarray(records[name][(flags & flag) == 0])
             if np.frombuffer(absent.tobytes(), np.uint8).any():
                 report.finding("TSW-406", f"{field}.{name}", "zero where absent", "something else")
-        keys: list[Any] = (
-            [name.encode() for name in self.names]
-            if base
-            else [(s.name.encode(), s.dtype.id, len(s.shape), s.shape) for s in map(self.spec, range(len(self)))]
-        )
-        for number in range(1, len(keys)):
-            if keys[number - 1] >= keys[number]:
+        # Code points order str as their UTF-8 bytes do.
+        keys: Sequence[Any] = self.names
+        if not base:
+            keys = [(s.name, s.dtype.id, len(s.shape), s.shape) for s in map(self.spec, range(len(self)))]
+        for number, (before, after) in enumerate(itertools.pairwise(keys), 1):
+            if before >= after:
                 report.finding(
                     "TSW-405",
                     f"{field}.tensors[{number}]",
@@ -170,8 +170,12 @@ def parse_names(blob: bytes, lengths: NDArray[Any], field: str, report: Report) 
     if int(ends[-1] if ends.size else 0) != len(blob):
         raise report.fatal("TSW-401", f"{field}.names", f"{ends[-1] if ends.size else 0} bytes", str(len(blob)))
     starts = ends - lengths
+    spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
+    short = lengths.min(initial=1) > 0 and lengths.max(initial=0) <= lay.MAX_NAME
+    if short and blob.isascii() and (text := blob.decode()).isprintable():  # almost all files: checked at once
+        return [text[start:end] for start, end in spans]
     names: list[str] = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    for start, end in spans:
         try:
             name = blob[start:end].decode()
         except UnicodeDecodeError as error:

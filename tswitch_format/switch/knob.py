@@ -151,9 +151,16 @@ class _Sums:
         """(row, column, magnitude) of the active elements."""
         survivors = self._survivors
         for start, positions, tau in zip(survivors.starts, survivors.positions, survivors.tau, strict=True):
-            flat = positions.astype(np.int64) + start
-            rows = flat // self._columns
-            yield rows, flat - rows * self._columns, np.abs(tau).astype(np.float64)
+            # As in apply.py: positions ascend, so rows come from cutting them at the rows' ends, not from a division each.
+            first = start // self._columns
+            last = (start + int(positions[-1])) // self._columns if positions.size else first
+            row_starts = np.arange(first, last + 1) * self._columns - start
+            counts = np.diff(
+                np.searchsorted(positions, row_starts[1:].astype(np.int32)), prepend=0, append=positions.size
+            )
+            rows = np.repeat(np.arange(first, last + 1, dtype=np.int64), counts)
+            columns = positions.astype(np.int64) - np.repeat(row_starts, counts)
+            yield rows, columns, np.abs(tau).astype(np.float64)
 
     def by_row(self) -> _RowSums:
         """Sums of each row."""

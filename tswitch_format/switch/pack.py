@@ -239,7 +239,10 @@ class _Job:
                 metadata={},
             )
             made = ordered_map(
-                lambda pair: self._encode(pair, rule, threshold, skipped), self.pairing.pairs, self.threads
+                lambda pair: self._encode(pair, rule, threshold, skipped),
+                self.pairing.pairs,
+                self.threads,
+                nbytes=lambda result: result[0].nbytes if result[0] else 0,
             )
             for pair, (entry, digest) in zip(self.pairing.pairs, made, strict=True):
                 if pair.base is not None and digest is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DType
@@ -169,6 +171,16 @@ def _units(outputs: Sequence[_Output]) -> Iterator[tuple[_Output, int]]:
         yield from zip(itertools.repeat(output), range(lay.chunks_of(output.spec.elements)))
 
 
+_buffers = threading.local()  # one a thread: fresh pages for every chunk would cost a tenth of the time
+
+
+def _buffer(nbytes: int) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] | None = getattr(_buffers, "bytes", None)
+    if found is None or found.size < nbytes:
+        found = _buffers.bytes = np.empty(nbytes, np.uint8)
+    return found[:nbytes]
+
+
 def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: CheckpointWriter) -> int:
     """Make and write one chunk of one tensor; its bytes."""
     output, number = unit
@@ -178,7 +190,7 @@ def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: Checkpoi
         raw = output.dense.dense_chunk(number)
     else:
         base = output.base
-        block = np.empty(base.nbytes(elements), np.uint8)
+        block = _buffer(base.nbytes(elements))
         reader.read_into(output.stored or output.spec.name, base.nbytes(start), block)
         terms = []
         for switch, coefficient in output.switches:

@@ -76,12 +76,11 @@ def _groups(found: Statistics, rule: Rule, elements: int) -> tuple[list[Floats],
     survivors = found.survivors
     quotas = rule.quotas(elements, found.positive, found.negative)
     if not rule.signed:
-        return [_joined(survivors.keys)], quotas
-    by_sign: list[Floats] = []
-    for positive in (True, False):
-        parts = [k[(t > 0) == positive] for k, t in zip(survivors.keys, survivors.tau, strict=True)]
-        by_sign.append(_joined(parts))
-    return by_sign, quotas
+        return [_joined([survivors.key(piece) for piece in range(len(survivors.tau))])], quotas
+    return [
+        _joined([survivors.key(piece)[(tau > 0) == positive] for piece, tau in enumerate(survivors.tau)])
+        for positive in (True, False)
+    ], quotas
 
 
 def _joined(parts: Sequence[Floats]) -> Floats:
@@ -94,10 +93,11 @@ def _signs(quotas: Sequence[int]) -> Iterable[tuple[int, int]]:
 
 
 def _nth_largest(keys: Floats, quota: int) -> float:
-    """The `quota`-th largest key; infinity for a quota of 0."""
+    """The `quota`-th largest key, whose order is lost; infinity for a quota of 0."""
     if quota == 0:
         return float("inf")
-    return float(np.partition(keys, keys.size - quota)[keys.size - quota])
+    keys.partition(keys.size - quota)
+    return float(keys[keys.size - quota])
 
 
 def _sample_floor(vector: TaskVector, rule: Rule) -> float:

@@ -5,15 +5,16 @@ One pass over a tensor reads both sides, hashes the base, and gathers what selec
 at the threshold, taken from a sample, so that one pass is enough where two would be exact by themselves: if the guess was
 too high, which the count of survivors shows, the exact threshold is found by histogram and the pass is done again.
 
-Lesson of the profile (bf16, one core): of 5 ns an element SHA-256 of the base takes 1.2, reading both sides 1.3, and about
-twelve vector operations 0.1 to 0.4 each, if their blocks stay in the second-level cache: with blocks of 2^18 instead of 2^16
-elements finding the survivors alone costs twice as much. Temporary arrays cost more than the operations, hence `_Scratch`.
+Lesson of the profile (bf16, two cores): of 7 ns an element SHA-256 of the base takes 1.3, reading both sides 1.0, and about
+twelve vector operations 0.1 to 0.6 each. Temporary arrays cost more than the operations, hence `_Scratch`. Blocks of 2^16
+elements would stay in the second-level cache, but then operations take 7 us, and a thread that waits for the interpreter's lock
+wakes later than that: two threads gained 1.1 times there, and 1.5 times with blocks of 2^19.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,42 +29,32 @@ from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import CheckpointError, NonFiniteError
 from tswitch_format.switch.pairing import Pair
 
-BLOCK = 1 << 16  # elements
-_PIECE = 1 << 20  # elements: survivors of so many make one piece, or handling pieces would cost more than the pass
+BLOCK = 1 << 19  # elements
 # Squares of f32 values outside this range lose digits or overflow; then sums are made in f64.
 _SAFE = (1e-15, 1e15)
 
 
 @dataclass(slots=True)
 class Survivors:
-    """Elements that may be active, piece by piece in order: flat start, positions from there (int32), tau, and key."""
+    """Elements that may be active, piece by piece in order: flat start, positions from there (int32), tau, and, where keys are
+    external scores and not the magnitudes of tau, keys."""
 
     starts: list[int] = field(default_factory=list)
     positions: list[NDArray[np.int32]] = field(default_factory=list)
     tau: list[Floats] = field(default_factory=list)
     keys: list[Floats] = field(default_factory=list)
-    _merged: int = 0  # pieces before this one are of full length
 
-    def add(self, start: int, positions: NDArray[np.int64], tau: Floats, keys: Floats) -> None:
-        """Append those of one block, in order."""
-        if self.starts[self._merged :] and start - self.starts[self._merged] >= _PIECE:
-            self.merge()
+    def add(self, start: int, positions: NDArray[np.int64], tau: Floats, keys: Floats | None) -> None:
+        """Append those of one block, in order. `keys`: None for the magnitudes of tau."""
         self.starts.append(start)
         self.positions.append(positions.astype(np.int32))
         self.tau.append(tau)
-        self.keys.append(keys)
+        if keys is not None:
+            self.keys.append(keys)
 
-    def merge(self) -> None:
-        """Make one piece of those that were added since the last."""
-        first = self._merged
-        if len(self.starts) > first + 1:
-            start = self.starts[first]
-            moved = [p + np.int32(s - start) for s, p in zip(self.starts[first:], self.positions[first:], strict=True)]
-            self.positions[first:] = [np.concatenate(moved)]
-            self.tau[first:] = [_joined(self.tau[first:])]
-            self.keys[first:] = [_joined(self.keys[first:])]
-            self.starts[first:] = [start]
-        self._merged = len(self.starts)
+    def key(self, number: int) -> Floats:
+        """Keys of one piece."""
+        return self.keys[number] if self.keys else np.abs(self.tau[number])
 
     def count(self) -> int:
         """How many they are."""
@@ -71,8 +62,8 @@ class Survivors:
 
     def keep(self, positive_from: float, negative_from: float) -> None:
         """Drop those whose key is below the threshold of their sign; then the keys themselves."""
-        for number, keys in enumerate(self.keys):
-            tau = self.tau[number]
+        for number, tau in enumerate(self.tau):
+            keys = self.key(number)
             limits = (
                 positive_from if positive_from == negative_from else np.where(tau > 0, positive_from, negative_from)
             )
@@ -161,14 +152,12 @@ class TaskVector:
             for row in range(0, self.rows, step):
                 yield row, 0, min(step, self.rows - row), self.columns
 
-    def _read(
-        self, start: int, count: int, scratch: _Scratch, digest: hashlib._Hash | None = None
-    ) -> tuple[Floats, Floats]:
-        """tau and keys of `count` elements from flat element `start` on, in the scratch buffers. Raises NonFiniteError."""
+    def _read(self, start: int, count: int, scratch: _Scratch) -> tuple[Floats, Floats]:
+        """tau and its magnitudes of `count` elements from flat element `start` on, in the scratch buffers."""
         raw = scratch.raw[: self.base_dtype.nbytes(count)]
         self._base.read_into(self._pair.base_stored, self.base_dtype.nbytes(start), raw)
-        if digest is not None:
-            digest.update(raw.data)
+        if scratch.digest is not None:
+            scratch.digest.update(raw.data)
         before = scratch.before[:count]
         to_float(raw.view(self.base_dtype.storage), self.base_dtype, before)
         raw = scratch.raw[: self.tuned_dtype.nbytes(count)]
@@ -237,7 +226,7 @@ class TaskVector:
         """
         found = Statistics()
         scratch = _Scratch(self)
-        digest = hashlib.sha256()
+        scratch.digest = digest = hashlib.sha256()
         lowest = self._at_least(floor)
         if rows:
             found.row_squares = np.zeros(self.rows)
@@ -245,7 +234,7 @@ class TaskVector:
             found.column_squares = np.zeros(self.columns)
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
-            tau, magnitudes = self._read(start, block_rows * block_columns, scratch, digest)
+            tau, magnitudes = self._read(start, block_rows * block_columns, scratch)
             largest = self._check_finite(tau, magnitudes)
             if largest == 0:
                 continue
@@ -261,8 +250,7 @@ class TaskVector:
             found.negative += negative
             places = np.flatnonzero(np.greater_equal(keys, lowest, out=flags) if floor > 0 else keys > 0)
             if places.size:
-                found.survivors.add(start, places, tau[places], keys[places])
-        found.survivors.merge()
+                found.survivors.add(start, places, tau[places], None if keys is magnitudes else keys[places])
         nbytes = self.base_dtype.nbytes(self.elements)
         sampled = sampled_digest(nbytes, lambda at, out: self._base.read_into(self._pair.base_stored, at, out))
         found.digests = Digests(digest.digest(), sampled)
@@ -305,14 +293,11 @@ class _Scratch:
     """Buffers of one pass over one tensor: made once, so that they stay in the cache."""
 
     def __init__(self, vector: TaskVector) -> None:
-        size = min(vector.elements, max(BLOCK, 1))
+        size = min(vector.elements, BLOCK)
         widest = max(vector.base_dtype.bits, vector.tuned_dtype.bits) // 8
         self.raw = np.empty(size * widest, np.uint8)
+        self.digest: hashlib._Hash | None = None  # of the base's bytes, where that is wanted
         self.before: Floats = np.empty(size, vector.type)
         self.tau: Floats = np.empty(size, vector.type)
         self.squares: Floats = np.empty(size, vector.type)
         self.flags = np.empty(size, np.bool_)
-
-
-def _joined(parts: Sequence[Floats]) -> Floats:
-    return np.concatenate(parts)  # type: ignore[return-value]  # of one float type
