@@ -8,6 +8,7 @@ from importlib import import_module
 # Name -> (module with a click command `main`, the question that it answers).
 BENCHMARKS = {
     "size": ("benchmarks.size", "bytes of planes, factors and index against the entropy of a random mask with signs"),
+    "codecs": ("benchmarks.codecs", "bytes and decode speed of every plane codec on random masks, and which is taken"),
     "memory": ("benchmarks.memory", "peak resident memory of pack and restore of a model of 1.2 G parameters"),
     "speed": ("benchmarks.speed", "times of pack, restore and opening, as ratios to plain safetensors work"),
     "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),

@@ -18,47 +18,45 @@ def thread_count(threads: int | None) -> int:
     """`threads`, or as many as this process may use."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < 1:
-        raise OptionError(f"threads: expected at least 1, found {threads}")
+    if not isinstance(threads, int) or threads < 1:
+        raise OptionError(f"threads: expected a number from 1 up, found {threads!r}")
     return threads
 
 
-# Results that wait to be taken: at least so many a thread; more while they are small, so that threads need not wait for one
-# large item at the front (an embedding is a fifth of a model, and sorts first).
+# Items that are begun and not taken: at least so many a thread; more while their results are small, so that threads need not
+# wait for one large item at the front (an embedding is a fifth of a model, and sorts first).
 _WAITING = 4
 _WAITING_SMALL = 64
 _WAITING_BYTES = 1 << 26
 
 
 def ordered_map(
-    function: Callable[[_T], _R], items: Iterable[_T], threads: int, *, nbytes: Callable[[_R], int] | None = None
+    function: Callable[[_T], _R], items: Iterable[_T], threads: int, *, nbytes: Callable[[_T], int] | None = None
 ) -> Iterator[_R]:
     """`map` over threads: results in the order of `items`, whatever the number of threads.
 
-    Memory is bounded however many items there are: few are begun and not taken yet, more only while the results that wait
-    are small, judged by `nbytes`. The first error ends it: nothing more is begun, what runs is waited for.
+    Memory is bounded however many items there are: few are begun and not taken yet, more only while `nbytes`, what their
+    results will take at most, stays small in sum. The first error ends it: nothing more is begun, what runs is waited for.
     """
     if threads == 1:
         yield from map(function, items)
         return
-    pending: deque[Future[_R]] = deque()
+    pending: deque[tuple[Future[_R], int]] = deque()
 
     def full() -> bool:
         if len(pending) < _WAITING * threads:
             return False
-        if nbytes is None or len(pending) >= _WAITING_SMALL * threads:
-            return True
-        done = [future for future in pending if future.done()]
-        return any(future.exception() for future in done) or sum(nbytes(f.result()) for f in done) > _WAITING_BYTES
+        many = nbytes is None or len(pending) >= _WAITING_SMALL * threads
+        return many or sum(size for _, size in pending) > _WAITING_BYTES
 
     with ThreadPoolExecutor(threads, thread_name_prefix="tsw") as pool:
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                pending.append((pool.submit(function, item), nbytes(item) if nbytes else 0))
                 while full():
-                    yield pending.popleft().result()
+                    yield pending.popleft()[0].result()
             while pending:
-                yield pending.popleft().result()
+                yield pending.popleft()[0].result()
         finally:
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()

@@ -15,7 +15,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "TSW-105": "file_length is the file's length",
         "TSW-106": "index_encoding is 0 or 1",
         "TSW-107": "reserved fields are zero",
-        "TSW-108": "the index's decoded length is 1 to 2^26, and its stored length where it is stored as it is",
+        "TSW-108": "the index's decoded length is 1 to 2^26, and fits its stored length",
         "TSW-201": "the end magic is right",
         "TSW-202": "the trailer's CRC32C is right",
         "TSW-203": "the index lies between prologue and trailer and ends where the trailer begins",

@@ -84,7 +84,8 @@ class WritableFile:
             low, high = self._low, self._high
             self._fresh, self._low, self._high = 0, sys.maxsize, 0
         if hasattr(os, "posix_fadvise"):  # on Linux, "not needed" begins to write dirty pages out, and waits for none
-            os.posix_fadvise(self._fd, low, high - low, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # advice only
+                os.posix_fadvise(self._fd, low, high - low, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
         """Make what was written durable."""
@@ -112,6 +113,8 @@ class AtomicFile:
         self.path = path
         if path.is_dir():
             raise OutputError(f"{path}: expected the name of a file to write, found a folder; name a file in it")
+        if path.exists() and not path.is_file():  # a device or pipe would be replaced, not written to
+            raise OutputError(f"{path}: expected a regular file or none, found a special one; name another output")
         _check_parent(path)
         self._temporary = _temporary(path)
         self._file = WritableFile(self._temporary, path)
@@ -230,4 +233,5 @@ def _check_parent(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.tmp"
+    start = os.fsencode(path.name)[:100].decode(errors="ignore")  # names have at most 255 bytes
+    return path.parent / f".{start}.{secrets.token_hex(6)}.tmp"

@@ -20,8 +20,9 @@ So the library imports neither torch nor the tools that lie above it. Mappings o
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
     "DType",
     "ShardLayout",
     "TensorSpec",
+    "borrow_checkpoint",
     "create_checkpoint",
     "open_checkpoint",
 ]
@@ -176,6 +178,17 @@ def open_checkpoint(source: Any) -> CheckpointReader:
     )
 
 
+@contextlib.contextmanager
+def borrow_checkpoint(source: Any) -> Iterator[CheckpointReader]:
+    """`open_checkpoint` for the length of a block. A reader that is open already stays open: it is the caller's."""
+    reader = open_checkpoint(source)
+    try:
+        yield reader
+    finally:
+        if reader is not source:
+            reader.close()
+
+
 def create_checkpoint(
     path: Path, *, like: CheckpointReader, specs: Sequence[TensorSpec], metadata: Mapping[str, str]
 ) -> CheckpointWriter:
@@ -187,7 +200,9 @@ def create_checkpoint(
         if plugin.accepts(path, like):
             writer: CheckpointWriter = plugin.open_writer(path, like, specs, metadata)
             return writer
-    raise CheckpointError(f"{path}: nobody can write such a checkpoint; name the output OUT.safetensors, or a folder")
+    raise CheckpointError(
+        f"{path}: a checkpoint of that kind cannot be written; name the output OUT.safetensors, or a folder"
+    )
 
 
 def _plugins(group: str) -> list[Any]:
@@ -228,7 +243,12 @@ class ArrayCheckpoint:
 
     def read_into(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         """See `CheckpointReader.read_into`."""
-        out[:] = self._bytes[name][start : start + out.size]
+        found = self._bytes[name][start : start + out.size]
+        if found.size != out.size:
+            raise CheckpointError(
+                f"tensor {name!r}: expected {out.size} bytes from byte {start} on, found {found.size}"
+            )
+        out[:] = found
 
     def close(self) -> None:
         """Nothing to release."""

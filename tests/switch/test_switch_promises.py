@@ -247,7 +247,7 @@ def test_an_output_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
         ({"on_mismatch": "ignore"}, r"on-mismatch: expected error, dense, found 'ignore'"),
         ({"nonfinite": "zero"}, r"nonfinite: expected error, dense, found 'zero'"),
         ({"dense": "head.*"}, r"dense: expected a list of patterns, found the string 'head\.\*'"),
-        ({"threads": 0}, r"threads: expected at least 1, found 0"),
+        ({"threads": 0}, r"threads: expected a number from 1 up, found 0"),
     ],
 )
 def test_options_are_refused_with_what_was_expected_and_found(

@@ -107,7 +107,7 @@ def test_apply_leaves_its_argument_alone(packed: Path) -> None:
         out = np.zeros_like(base)
         assert file.switch("layer.weight").apply(base, out=out) is out
         assert same_array(out, made)
-        with pytest.raises(tsw.OptionError, match="expected out of F32"):
+        with pytest.raises(tsw.OptionError, match="expected a writable out of F32"):
             file.switch("layer.weight").apply(base, out=np.zeros((2, 2), np.float32))
 
 

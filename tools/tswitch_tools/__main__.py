@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 _MISSING = "tsw: the command line needs click and rich; install them with: pip install 'tswitch-format[cli]'"
@@ -17,6 +18,7 @@ def main() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # unwinds, so no temporary file is left
     tsw.main(prog_name="tsw")
 
 

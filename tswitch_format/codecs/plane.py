@@ -12,15 +12,19 @@ from tswitch_format._layout import Codec
 from tswitch_format.codecs import bits, gaps, zstd
 from tswitch_format.errors import PayloadError
 
-# zstd levels. Gap bytes hold no matches, only their Huffman coding counts, and level 1 does that as well as any (measured:
-# levels 2 to 9 give the same size or more). Bitmaps gain 1 to 2 % at level 3.
+# All figures here: random masks, benchmarks/results/codecs.md.
+# zstd levels. Gap bytes hold no matches, only their Huffman coding counts, and level 1 does that as well as any (levels 2 to
+# 9 give the same size or more up to 30 %). Bitmaps have the same size at levels 1 to 3 where they are taken, 20 % and more.
 _GAPS_LEVEL = 1
 _BITMAP_LEVEL = 3
-# Gap bytes with k = 0 decode two to three times as fast as anything else (9.7 against 4.7 G elements/s a core for Rice at
-# 2 %, 4.6 against 1.6 for k = 1 at 5 %; measured). They are taken where they cost at most this factor in size.
+# Gap bytes with k = 0 decode faster than anything else from 1 to 10 %: 8.1 against 3.8 G elements/s a core for Rice at 2 %,
+# 3.9 against 1.4 for Rice and 1.3 for k = 1 at 5 %. (Below 0.5 % Rice is faster, and they are 6 % larger at 0.3 %.) They are
+# taken where they cost at most this factor in size.
 _FAST_FACTOR = 1.01
-# From this density up a compressed bitmap can be the smallest, up to that one gaps can (measured on random masks and, with
-# room to spare, on real experts): outside, trying costs time and wins nothing.
+# From this density up a compressed bitmap can be the smallest, up to that one gaps can: mask / entropy of bitmap against the
+# better of gaps and Rice is 1.143 : 1.012 at 10 %, 1.018 : 1.023 at 20 %, 1.006 : 1.008 at 30 %, and a plain bitmap has
+# 1.000 at 50 %. (Real experts, which that file does not have, leave room to spare.) Outside, trying costs time and wins
+# nothing.
 _BITMAP_FROM = 0.08
 _GAPS_TO = 0.4
 

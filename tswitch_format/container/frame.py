@@ -119,6 +119,9 @@ def read(source: Source, report: Report) -> Frame:
             f"{frame.index_length} bytes from {frame.index_offset} on",
             offset=40,
         )
+    most = frame.index_decoded_length + (frame.index_decoded_length >> 8) + 1024
+    if frame.index_length > most:
+        raise report.fatal("TSW-108", "index length", f"at most {most} bytes", str(frame.index_length), offset=48)
     return _read_trailer(source, frame, report)
 
 

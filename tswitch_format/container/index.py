@@ -82,6 +82,16 @@ class Index:
         return np.concatenate([self.base.elements, self.extra.elements])
 
     @cached_property
+    def dtypes(self) -> NDArray[np.uint8]:
+        """Id of the element type of each tensor, by tensor number."""
+        return np.concatenate([self.base.records["dtype"], self.extra.records["dtype"]])
+
+    @cached_property
+    def ndims(self) -> NDArray[np.uint8]:
+        """Number of dimensions of each tensor, by tensor number."""
+        return np.concatenate([self.base.records["ndim"], self.extra.records["ndim"]])
+
+    @cached_property
     def rows(self) -> NDArray[np.int64]:
         """First dimension of each tensor, by tensor number."""
         return np.concatenate([self.base.rows, self.extra.rows])
@@ -274,12 +284,8 @@ def _check_tasks(index: Index, frame: Frame, report: Report) -> None:
         where = f"tasks[{number}]"
         wrong = name_problem(task.name)
         if wrong or task.name in names:
-            report.finding(
-                "TSW-501",
-                f"{where}.name",
-                "a proper name that no other task has",
-                f"{task.name[:80]!r} ({wrong or 'twice'})",
-            )
+            expected = "a proper name that no other task has"
+            report.finding("TSW-501", f"{where}.name", expected, f"{task.name[:80]!r} ({wrong or 'twice'})")
         names.add(task.name)
         _check_entries(index, task, f"{where}.entries", frame, report)
         base = len(index.base)
@@ -321,8 +327,8 @@ def _check_entries(index: Index, task: TaskTable, where: str, frame: Frame, repo
     if frame.minor <= lay.MINOR:
         check(entries["reserved"] != 0, "TSW-107", "reserved", "zero")
         check((flags & 0xF8) != 0, "TSW-406", "flags", "no bits but 0 to 2")
-    dtypes = np.concatenate([index.base.records["dtype"], index.extra.records["dtype"]])[tensors]
-    ndim = np.concatenate([index.base.records["ndim"], index.extra.records["ndim"]])[tensors]
+    dtypes = index.dtypes[tensors]
+    ndim = index.ndims[tensors]
     elements = index.elements[tensors]
     ternary = kind == lay.Kind.TERNARY
     check(ternary & ((tensors >= base) | ~_FLOAT[dtypes]), "TSW-504", "tensor", "a float tensor of the base")
@@ -355,7 +361,7 @@ def _check_segments(index: Index, number: int, where: str, frame: Frame, report:
     counts = index.segment_counts(number)
     if int(counts.sum()) != len(segments):
         raise report.fatal("TSW-601", where, f"{int(counts.sum())} segments", str(len(segments)))
-    roles = np.repeat(np.tile(np.array(_ROLES, np.uint8), len(counts)), counts.ravel())
+    roles, sizes = _roles_and_sizes(index, number)
     _each(segments["role"] == roles, "TSW-601", where, segments, "role", "the role that follows from the entry", report)
     if frame.minor <= lay.MINOR:
         _each(segments["reserved"] == 0, "TSW-107", where, segments, "reserved", "zero", report)
@@ -379,7 +385,6 @@ def _check_segments(index: Index, number: int, where: str, frame: Frame, report:
     if index.mapped:
         plain = np.where(planes, codec == lay.Codec.BITMAP, codec == lay.Codec.RAW)
         _each(plain, "TSW-605", where, segments, "codec", "bitmap and raw in the mapped profile", report)
-    sizes = segment_sizes(index, number)
     fits = np.where(planes, segments["count"] <= sizes, segments["count"] == sizes)
     _each(fits, "TSW-602", where, segments, "count", "what the entry has room for", report)
     masks = np.where(roles == lay.Role.MASK, segments["count"], 0).astype(np.int64)
@@ -397,22 +402,23 @@ def _check_segments(index: Index, number: int, where: str, frame: Frame, report:
         )
 
 
-def segment_sizes(index: Index, number: int) -> NDArray[np.int64]:
-    """Bits of each plane, elements of each other segment, of one task."""
+def _roles_and_sizes(index: Index, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Of each segment of one task: its role, and the bits of its plane or the number of its elements."""
     task = index.tasks[number]
-    counts = index.segment_counts(number)
     tensors = task.entries["tensor"]
     elements = index.elements[tensors]
     rows = index.rows[tensors]
     totals = np.stack([rows, elements // np.maximum(rows, 1), elements, elements, elements], axis=1).ravel()
-    flat = counts.ravel()
-    starts = np.repeat(np.cumsum(flat) - flat, flat)
-    nth = np.arange(int(flat.sum())) - starts
-    sizes = np.minimum(lay.CHUNK, np.repeat(totals, flat) - nth * lay.CHUNK)
+    counts = index.segment_counts(number).ravel()
+    # Which run of segments (entry times role) each segment belongs to; all else is looked up by that.
+    run = np.repeat(np.arange(counts.size), counts)
+    roles = np.tile(np.array(_ROLES, np.uint8), len(tensors))[run]
+    nth = np.arange(run.size) - (np.cumsum(counts) - counts)[run]
+    sizes = np.minimum(lay.CHUNK, totals[run] - nth * lay.CHUNK)
     # A sign plane has a bit for each one of its mask, which lies as many segments before it as the tensor has chunks.
-    signs = np.flatnonzero(np.repeat(np.tile(np.arange(5) == 3, len(counts)), flat))
-    sizes[signs] = task.segments["count"][signs - np.repeat(flat, flat)[signs]]
-    return sizes
+    signs = np.flatnonzero(roles == lay.Role.SIGN)
+    sizes[signs] = task.segments["count"][signs - counts[run[signs]]]
+    return roles, sizes
 
 
 def _check_places(segments: NDArray[Any], end: int, mapped: bool, where: str, report: Report) -> int:

@@ -21,7 +21,7 @@ from tswitch_format.container.digest import EntryDigest
 from tswitch_format.container.index import Index
 from tswitch_format.container.report import Report
 from tswitch_format.container.segments import EncodedSegment
-from tswitch_format.container.source import Backend, MmapSource, Source, open_source
+from tswitch_format.container.source import Backend, PreadSource, Source, open_source
 from tswitch_format.errors import FormatError, OptionError, PayloadError, UnknownNameError
 
 Verify = Literal["lazy", "full", "off"]
@@ -54,9 +54,9 @@ class Container:
         except BaseException:
             self._source.close()
             raise
-        if backend == "auto" and self.index.mapped:
-            self._source.close()
-            self._source = MmapSource(path)
+        if backend == "auto" and self.index.mapped and isinstance(self._source, PreadSource):
+            pread, self._source = self._source, self._source.mapped()
+            pread.close()
         self._verify = verify != "off"
         self._touched = [np.zeros(len(task.segments), np.bool_) for task in self.index.tasks]
 
@@ -255,28 +255,37 @@ class Entry:
         """Columns C: elements of a row."""
         return self.spec.elements // max(self.row_count, 1)
 
-    def factor_codes(self, role: lay.Role) -> NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32] | None:
-        """Row or column factors as stored, or None where there are none. Raises FormatError for factors that are not finite."""
+    def factor_codes(
+        self, role: lay.Role, first: int = 0, stop: int | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32] | None:
+        """Row or column factors `first` to `stop` as stored, or None where there are none; reads only the chunks they are in.
+
+        Raises FormatError for factors that are not finite.
+        """
+        if not self.flags & (lay.HAS_ROW_FACTORS if role is lay.Role.ROW_FACTORS else lay.HAS_COLUMN_FACTORS):
+            return None
+        total = self.row_count if role is lay.Role.ROW_FACTORS else self.column_count
+        stop = total if stop is None else stop
+        chunks = range(first // lay.CHUNK, lay.chunks_of(stop))
+        parts = [self._factor_chunk(role, chunk, total) for chunk in chunks]
+        start = chunks.start * lay.CHUNK
+        if len(parts) == 1:
+            return parts[0][first - start : stop - start]
+        whole = np.empty(sum(part.size for part in parts), FACTOR_STORAGE[self.factor_dtype])
+        np.concatenate(parts, out=whole)
+        return whole[first - start : stop - start]
+
+    def _factor_chunk(
+        self, role: lay.Role, chunk: int, total: int
+    ) -> NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]:
         rows = lay.chunks_of(self.row_count) if self.flags & lay.HAS_ROW_FACTORS else 0
-        if role is lay.Role.ROW_FACTORS:
-            if not self.flags & lay.HAS_ROW_FACTORS:
-                return None
-            first, total = self._first, self.row_count
-        else:
-            if not self.flags & lay.HAS_COLUMN_FACTORS:
-                return None
-            first, total = self._first + rows, self.column_count
+        number = self._first + chunk + (0 if role is lay.Role.ROW_FACTORS else rows)
         storage = FACTOR_STORAGE[self.factor_dtype]
-        parts = []
-        for chunk in range(lay.chunks_of(total)):
-            size = min(lay.CHUNK, total - chunk * lay.CHUNK)
-            codes = self._array(first + chunk, size * storage.itemsize).view(storage)
-            if storage.kind == "f" and not np.isfinite(codes).all():
-                raise self._wrong(
-                    first + chunk, PayloadError(rule="TSW-705", expected="finite factors", found="NaN or infinity")
-                )
-            parts.append(codes)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        size = min(lay.CHUNK, total - chunk * lay.CHUNK)
+        codes = self._array(number, size * storage.itemsize).view(storage)
+        if storage.kind == "f" and not np.isfinite(codes).all():
+            raise self._wrong(number, PayloadError(rule="TSW-705", expected="finite factors", found="NaN or infinity"))
+        return codes
 
     def chunk_elements(self, chunk: int) -> int:
         """Number of elements of a chunk."""
@@ -311,10 +320,12 @@ class Entry:
         digest = EntryDigest(self.kind, self.dtype, self.spec.shape)
         if self.kind is lay.Kind.TERNARY:
             digest.ternary(self.knob, self.factor_dtype, self.flags)
-            for role in (lay.Role.ROW_FACTORS, lay.Role.COLUMN_FACTORS):
-                codes = self.factor_codes(role)
-                if codes is not None:
-                    digest.update(codes)
+            for role, flag, total in (
+                (lay.Role.ROW_FACTORS, lay.HAS_ROW_FACTORS, self.row_count),
+                (lay.Role.COLUMN_FACTORS, lay.HAS_COLUMN_FACTORS, self.column_count),
+            ):
+                for chunk in range(lay.chunks_of(total) if self.flags & flag else 0):
+                    digest.update(self._factor_chunk(role, chunk, total))
             for chunk in range(self.chunks):
                 digest.update(self.mask_packed(chunk))
                 digest.update(self.sign_packed(chunk))
@@ -322,6 +333,12 @@ class Entry:
             for chunk in range(self.chunks):
                 digest.update(self.data(chunk))
         return digest.digest()
+
+    def other_content(self, found: bytes) -> FormatError:
+        """The error for content that has not the recorded digest."""
+        return self._container.report.fatal(
+            "TSW-801", f"tasks[{self._task}].entries[{self.number}].sha256", found.hex(), (self.sha256 or b"").hex()
+        )
 
     def _mask(self, chunk: int) -> int:
         """Number of the mask segment of a chunk."""

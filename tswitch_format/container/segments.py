@@ -47,8 +47,3 @@ class EncodedEntry:
     factor_dtype: lay.FactorDType = lay.FactorDType.NONE
     flags: int = 0
     active: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Encoded bytes. Consumes `segments` if they come from an iterator."""
-        return sum(len(segment.data) for segment in self.segments)

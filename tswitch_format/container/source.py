@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -37,8 +38,16 @@ class PreadSource:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.length = os.fstat(self._fd).st_size
+        # Without O_NONBLOCK opening a named pipe would wait for somebody to write into it.
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise TswError(f"{path}: expected a regular file, found something else; save it as a file first")
+        self.length = status.st_size
+
+    def mapped(self) -> MmapSource:
+        """The same file as a mapping, also if its name means another one by now."""
+        return MmapSource(self.name, self._fd, self.length)
 
     def read(self, offset: int, length: int) -> memoryview:
         """See `Source.read`."""
@@ -46,7 +55,12 @@ class PreadSource:
             raise TswError(f"{self.name}: the file is closed; open it again")
         parts = []
         while length:
-            part = os.pread(self._fd, length, offset)
+            try:
+                part = os.pread(self._fd, length, offset)
+            except OSError as error:
+                raise TswError(
+                    f"{self.name}: byte {offset} could not be read: {error.strerror or error}; check the disk"
+                ) from error
             if not part:
                 raise TruncatedError(
                     rule="TSW-105",
@@ -77,14 +91,13 @@ class MmapSource:
 
     backend = "mmap"
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, name: str, fd: int, length: int) -> None:
+        self.name = name
+        self.length = length
         try:
-            self.length = os.fstat(fd).st_size
-            self._map = mmap.mmap(fd, self.length, access=mmap.ACCESS_READ) if self.length else None
-        finally:
-            os.close(fd)
+            self._map = mmap.mmap(fd, length, access=mmap.ACCESS_READ) if length else None
+        except (OSError, ValueError) as error:
+            raise TswError(f"{name}: could not be mapped into memory: {error}; open it with backend='pread'") from error
         self._closed = False
 
     def read(self, offset: int, length: int) -> memoryview:
@@ -109,8 +122,15 @@ def open_source(path: Path, backend: Backend) -> Source:
     try:
         if path.is_dir():
             raise TswError(f"{path}: expected a .tsw file, found a folder; name a file in it")
-        return MmapSource(path) if backend == "mmap" else PreadSource(path)
+        source = PreadSource(path)
     except OSError as error:
-        raise TswError(
-            f"{path}: could not be read: {error.strerror or error}; check the path and its permissions"
-        ) from error
+        reason = error.strerror or error
+        raise TswError(f"{path}: could not be read: {reason}; check the path and its permissions") from error
+    except ValueError as error:  # a path with a zero byte
+        raise TswError(f"{str(path)!r}: could not be read: {error}; check the path") from error
+    if backend != "mmap":
+        return source
+    try:
+        return source.mapped()
+    finally:
+        source.close()

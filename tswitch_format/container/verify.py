@@ -74,6 +74,9 @@ def validate_file(path: str | PathLike[str], level: Level = "full") -> Validatio
         report.findings.append(error)
     except (TswError, OSError) as error:
         return ValidationReport(str(path), level, (), unreadable=str(error))
+    except MemoryError:
+        reason = f"{path}: there is not enough memory to check it; give more, or check at level 'checksums'"
+        return ValidationReport(str(path), level, (), unreadable=reason)
     return ValidationReport(str(path), level, tuple(map(Finding.of, report.findings)), newer=newer)
 
 
@@ -99,7 +102,8 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
                 _check_entry(entry, number, report)
     _check_padding(container, end, container.frame.index_offset, report)
     recorded = container.index.content_id
-    if decode and recorded is not None:
+    improper = any(found.rule == "TSW-501" for found in report.findings)  # names that content ids have no place for
+    if decode and recorded is not None and not improper:
         _check_content_id(container, recorded, report)
 
 
@@ -119,7 +123,7 @@ def _check_entry(entry: Entry, task: int, report: Report) -> None:
             report.take(error)
         return
     if entry.sha256 is not None and found != entry.sha256:
-        report.finding("TSW-801", f"tasks[{task}].entries[{entry.number}].sha256", found.hex(), entry.sha256.hex())
+        report.take(entry.other_content(found))
 
 
 def _check_content_id(container: Container, recorded: bytes, report: Report) -> None:

@@ -73,7 +73,9 @@ class ContainerWriter:
                 f"task name {name[:80]!r}: {wrong}; choose a name of 1 to {lay.MAX_NAME} bytes of plain text"
             )
         if any(task.name == name for task in self._tasks):
-            raise OptionError(f"task {name!r}: there are two of that name; rename one with --task")
+            raise OptionError(
+                f"task {name!r}: there are two of that name; pack one of them anew under another (--task)"
+            )
         if len(self._tasks) == lay.MAX_TASKS:
             raise OptionError(f"more than {lay.MAX_TASKS} tasks; spread them over several files")
         self._tasks.append(_Task(name, recipe, checkpoint, metadata))

@@ -23,6 +23,29 @@ def stored_name(reader: CheckpointReader, name: str) -> str | None:
     return reader.aliases.get(name)
 
 
+def file_name(info: BaseInfo, reader: CheckpointReader, name: str) -> str | None:
+    """The name in `info` of a tensor that the checkpoint has as `name`, or None.
+
+    Which of the names of tied tensors is listed, and under which the data lie, differs between containers of one model.
+    """
+    target = info.aliases.get(name, name)
+    if target in info:
+        return target
+    stored = stored_name(reader, name)
+    tied = (other for other in (*reader.specs, *reader.aliases) if stored_name(reader, other) == stored)
+    targets = (info.aliases.get(other, other) for other in tied)
+    return next((target for target in targets if target in info), None)
+
+
+def _stored_as(info: BaseInfo, reader: CheckpointReader, name: str) -> str | None:
+    """The name in `reader.specs` under which a checkpoint has a tensor of `info`, by any of the names it has there."""
+    found = stored_name(reader, name)
+    if found is None:
+        names = (stored_name(reader, alias) for alias, target in info.aliases.items() if target == name)
+        found = next((stored for stored in names if stored is not None), None)
+    return found
+
+
 def check_base(info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False) -> None:
     """Raise BaseMismatchError, naming the first tensor that differs, unless `reader` is the base of `info`.
 
@@ -36,14 +59,16 @@ def base_problems(
     info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False
 ) -> Iterable[BaseMismatchError]:
     """Every way in which `reader` is not the base of `info`."""
-    fix = "give the base that the file was made from" + (f" ({info.id})" if info.id else "")
+    origin = f" ({'@'.join(part for part in (info.id, info.revision) if part)})" if info.id else ""
+    fix = f"give the base that the file was made from{origin}"
     expected = set(info.keys()) | set(info.aliases)
     for name in sorted({*reader.specs, *reader.aliases} - expected):
-        yield _mismatch(reader, name, "no such tensor", "one", fix, "TSW-901")
+        if file_name(info, reader, name) is None:
+            yield _mismatch(reader, name, "no tensor of that name", "one", fix, "TSW-901")
     for name in (*info.tensor_list.names, *sorted(info.aliases)):
-        stored = stored_name(reader, name)
         target = info.aliases.get(name)
-        if target is not None and stored in (None, stored_name(reader, target)):
+        stored = stored_name(reader, name) if target else _stored_as(info, reader, name)
+        if target is not None and stored in (None, _stored_as(info, reader, target)):
             continue  # tied in this checkpoint as well; safetensors files leave such names out
         if stored is None:
             yield _mismatch(reader, name, "the tensor", "none", fix, "TSW-901")

@@ -36,7 +36,7 @@ class BaseInfo:
     @property
     def params(self) -> int:
         """Number of elements of all tensors."""
-        return int(self.tensor_list.elements.sum())
+        return sum(self.tensor_list.elements.tolist())
 
     @property
     def nbytes(self) -> int:

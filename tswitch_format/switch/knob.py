@@ -63,7 +63,10 @@ def fit(
         columns = _store(exact, dtype)
         column_values = factor_values(columns).astype(np.float64)
     magnitudes, squares = sums.weighted(row_values, column_values)
-    return FittedKnob(np.float32(_anew(knob, found.squares, sums.squares, magnitudes, squares)), rows, columns)
+    anew = _anew(knob, found.squares, sums.squares, magnitudes, squares)
+    if not anew:  # all stored factors of active elements are 0: better the knob alone than a switch that does nothing
+        return FittedKnob(np.float32(whole))
+    return FittedKnob(np.float32(anew), rows, columns)
 
 
 def _rule(knob: Knob, all_squares: float, squares: float, magnitudes: float, count: int) -> float:

@@ -6,6 +6,7 @@ the number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from tswitch_format._checksum import sampled_digest
 from tswitch_format._dtypes import F64
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
-from tswitch_format.checkpoint import CheckpointReader, open_checkpoint
+from tswitch_format.checkpoint import CheckpointReader, borrow_checkpoint
 from tswitch_format.container.index import Index
 from tswitch_format.container.segments import EncodedEntry
 from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, OutputError
 from tswitch_format.switch import knob
-from tswitch_format.switch.base import tensor_digest
+from tswitch_format.switch.base import stored_name, tensor_digest
 from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
 from tswitch_format.switch.options import Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
@@ -110,12 +111,15 @@ def pack(
         nonfinite=nonfinite,
         profile=profile,
     )
+    if options.paper and score is not None:
+        raise OptionError(
+            "preset paper selects by magnitude; leave score out, or give discard and select instead of the preset"
+        )
     count = thread_count(threads)
     path = Path(path)
-    readers: list[CheckpointReader] = []
-    try:
-        for source in (base, finetuned, *([] if score is None else [score])):
-            readers.append(open_checkpoint(source))
+    with contextlib.ExitStack() as opened:
+        sources = (base, finetuned, *([] if score is None else [score]))
+        readers = [opened.enter_context(borrow_checkpoint(source)) for source in sources]
         scores = readers[2] if score is not None else None
         if path.exists() and any(path.samefile(p) for reader in readers for p in reader.paths if p.exists()):
             raise OutputError(f"{path}: the output is one of the inputs; name another output")
@@ -131,9 +135,6 @@ def pack(
             writer=WRITER,
         )
         return job.run(path, task, header)
-    finally:
-        for reader in readers:
-            reader.close()
 
 
 class _Job:
@@ -163,7 +164,7 @@ class _Job:
             return
         for pair in self.pairing.pairs:
             if pair.kind is lay.Kind.TERNARY and pair.base is not None:
-                found = self.score.specs.get(pair.name)
+                found = self.score.specs.get(stored_name(self.score, pair.name) or "")
                 if found is None or found.shape != pair.base.shape or not found.dtype.is_float:
                     raise CheckpointError(
                         f"{self.score.location}: scores of {pair.name!r}: expected a float tensor {list(pair.base.shape)}, "
@@ -226,7 +227,6 @@ class _Job:
         """Pack at one amount; None, and no file, where its size is not accepted."""
         rule = Rule(amount, self.options.select == "tensor-signed", self.options.paper)
         skipped: set[str] = set()
-        threshold = self._global_threshold(amount, skipped) if self.options.select == "global" else None
         digests: dict[str, Digests] = {}
         kinds = dict.fromkeys(lay.Kind, 0)
         active = switched = unchanged = done = 0
@@ -234,15 +234,16 @@ class _Job:
         with ContainerWriter(path, header) as writer:
             writer.begin_task(
                 task,
-                recipe=self.options.recipe(amount.density, self.score.location if self.score else None),
+                recipe=self.options.recipe(amount.density, Path(self.score.location).name if self.score else None),
                 checkpoint=dict(self.tuned.metadata),
                 metadata={},
             )
+            threshold = self._global_threshold(amount, skipped) if self.options.select == "global" else None
             made = ordered_map(
                 lambda pair: self._encode(pair, rule, threshold, skipped),
                 self.pairing.pairs,
                 self.threads,
-                nbytes=lambda result: result[0].nbytes if result[0] else 0,
+                nbytes=lambda pair: self._most_bytes(pair, rule),
             )
             for pair, (entry, digest) in zip(self.pairing.pairs, made, strict=True):
                 if pair.base is not None and digest is not None:
@@ -275,6 +276,15 @@ class _Job:
             kinds[lay.Kind.REMOVED],
             unchanged,
         )
+
+    def _most_bytes(self, pair: Pair, rule: Rule) -> int:
+        """About the most that the encoded entry of a pair takes."""
+        spec = pair.tuned or pair.base
+        if pair.kind is not lay.Kind.TERNARY or spec is None:
+            return spec.nbytes if spec else 0
+        share = min(1.0, rule.share())
+        bits = 1 + share if self.options.profile == "mapped" else _bits_of(share)
+        return int(spec.elements * bits / 8)
 
     def _vector(self, pair: Pair) -> TaskVector:
         return TaskVector(pair, self.base, self.tuned, self.score, rounded=self.options.paper)
@@ -390,11 +400,16 @@ class _Job:
         return fitted
 
 
+def _bits_of(density: float) -> float:
+    """H(p) + p: the least bits an element that a random mask of density p with signs takes."""
+    p = density
+    return p - sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+
 def _density_of(bits: float) -> float:
-    """The density p at which H(p) + p, the least bits an element that a random mask with signs takes, is `bits`."""
+    """The density up to 0.5 at which a random mask with signs takes `bits` bits an element."""
     low, high = 0.0, 0.5
     for _ in range(50):
-        p = (low + high) / 2
-        needed = -(p * math.log2(p) + (1 - p) * math.log2(1 - p)) + p
-        low, high = (p, high) if needed < bits else (low, p)
+        middle = (low + high) / 2
+        low, high = (middle, high) if _bits_of(middle) < bits else (low, middle)
     return low

@@ -15,7 +15,7 @@ from tswitch_format import _layout as lay
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
 from tswitch_format.container.tensors import name_problem
 from tswitch_format.container.writer import in_file_order
-from tswitch_format.errors import CheckpointError
+from tswitch_format.errors import CheckpointError, OptionError
 from tswitch_format.switch.options import PackOptions
 
 _BLOCK = 1 << 21  # bytes
@@ -76,6 +76,9 @@ def pair_checkpoints(base: CheckpointReader, tuned: CheckpointReader, options: P
             (tuned_names[alias] for alias, target in aliases.items() if target == name and alias in tuned_names), None
         )
         _pair(name, base_names[name], stored, base, tuned, options, pairs, problems)
+    for pattern in options.dense:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*base_names, *tuned_names)):
+            raise OptionError(f"dense: pattern {pattern!r} matches none of the tensors; correct it or leave it out")
     paired = {pair.tuned_stored for pair in pairs}
     # Further names of tensors that are paired already are ties that the base does not list: they follow their tensor.
     for name in in_file_order(set(tuned.specs) - paired):
@@ -90,7 +93,8 @@ def pair_checkpoints(base: CheckpointReader, tuned: CheckpointReader, options: P
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
             f"{tuned.location} does not fit {base.location}: {'; '.join(problems[:5])}{more}; "
-            "store such tensors whole with --dense PATTERN or --on-mismatch dense, or give the right base"
+            "give the right base, or store such tensors whole with --dense PATTERN or --on-mismatch dense (which also records "
+            "that tensors of the base are missing)"
         )
     ordered = [p for p in pairs if not p.added] + sorted((p for p in pairs if p.added), key=lambda p: p.name.encode())
     return Pairing(ordered, aliases)

@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DType
 from tswitch_format._parallel import ordered_map, thread_count
-from tswitch_format.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec, create_checkpoint, open_checkpoint
-from tswitch_format.errors import OptionError, OutputError
+from tswitch_format.checkpoint import (
+    CheckpointReader,
+    CheckpointWriter,
+    TensorSpec,
+    borrow_checkpoint,
+    create_checkpoint,
+)
+from tswitch_format.errors import CheckpointError, OptionError, OutputError, TswError
 from tswitch_format.switch.apply import apply_chunk, signed_values
 from tswitch_format.switch.base import check_base as check
-from tswitch_format.switch.base import stored_name
+from tswitch_format.switch.base import file_name, stored_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 
@@ -70,31 +76,27 @@ def restore(
     """
     count = thread_count(threads)
     out = Path(out)
-    reader = open_checkpoint(base)
-    try:
-        with SwitchFile(path) as file:
-            chosen = _chosen(file, tasks)
-            if out.exists() and any(p.exists() and out.samefile(p) for p in (*reader.paths, file.path)):
-                raise OutputError(f"{out}: the output is one of the inputs; name another output")
-            check(file.base, reader, digests=check_base)
-            outputs = _plan(file, reader, chosen)
-            metadata: dict[str, str] = {}
-            for name, _ in chosen:
-                metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
-            writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
-            try:
-                total = sum(o.spec.nbytes for o in outputs)
-                done = 0
-                for written in ordered_map(lambda unit: _write(unit, reader, writer), _units(outputs), count):
-                    done += written
-                    if progress:
-                        progress(done, total)
-                writer.commit()
-            finally:
-                writer.abort()
-            return RestoreResult(out, len(outputs), total)
-    finally:
-        reader.close()
+    with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
+        chosen = _chosen(file, tasks)
+        if out.exists() and any(p.exists() and out.samefile(p) for p in (*reader.paths, file.path)):
+            raise OutputError(f"{out}: the output is one of the inputs; name another output")
+        check(file.base, reader, digests=check_base)
+        outputs = _plan(file, reader, chosen)
+        metadata: dict[str, str] = {}
+        for name, _ in chosen:
+            metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
+        writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
+        try:
+            total = sum(o.spec.nbytes for o in outputs)
+            done = 0
+            for written in ordered_map(lambda unit: _write(unit, reader, writer), _units(outputs), count):
+                done += written
+                if progress:
+                    progress(done, total)
+            writer.commit()
+        finally:
+            writer.abort()
+        return RestoreResult(out, len(outputs), total)
 
 
 def _chosen(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
@@ -106,12 +108,25 @@ def _chosen(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
         return [(file.tasks[0], 1.0)]
     if isinstance(tasks, str):
         raise OptionError(f"tasks: expected a list of names, found the name {tasks!r}; write [{tasks!r}]")
+    try:
+        return _pairs(file, tasks)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TswError):
+            raise
+        raise OptionError(
+            f"tasks: expected names, (name, coefficient) pairs or a mapping of them, found {tasks!r}"
+        ) from error
+
+
+def _pairs(file: SwitchFile, tasks: Tasks) -> list[tuple[str, float]]:
     pairs = (
         list(tasks.items()) if isinstance(tasks, Mapping) else [(t, 1.0) if isinstance(t, str) else t for t in tasks]
     )
     for name, coefficient in pairs:
         file.container.find(name)
-        if not np.isfinite(coefficient):
+        with np.errstate(over="ignore"):
+            finite = bool(np.isfinite(np.float32(coefficient)))
+        if not finite:
             raise OptionError(f"task {name!r}: expected a finite coefficient, found {coefficient}")
     if len({name for name, _ in pairs}) != len(pairs):
         raise OptionError("tasks: one of them is named twice; give each once, with the sum of the coefficients")
@@ -126,7 +141,9 @@ def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str
             found.setdefault(name, []).append((file.switch(name, task), coefficient))
     outputs = []
     for name in (*reader.specs, *reader.aliases):
-        target = name if name in file.base else file.base.aliases[name]
+        target = file_name(file.base, reader, name)
+        if target is None:
+            raise CheckpointError(f"{reader.location}: tensor {name!r} is none of the base's; give the right base")
         terms = found.get(name, found.get(target, []))
         terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0 or switch.kind != "ternary"]
         kinds = {switch.kind for switch, _ in terms}

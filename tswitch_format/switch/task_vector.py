@@ -31,6 +31,7 @@ from tswitch_format.switch.pairing import Pair
 
 BLOCK = 1 << 19  # elements
 # Squares of f32 values outside this range lose digits or overflow; then sums are made in f64.
+_LONG_COLUMN = 4096  # rows
 _SAFE = (1e-15, 1e15)
 
 
@@ -175,25 +176,28 @@ class TaskVector:
         """External scores in place of magnitudes: zero where nothing differs."""
         if self._score is None:
             return keys
-        dtype = self._score.specs[self.name].dtype
+        stored = self._score.aliases.get(self.name, self.name)
+        dtype = self._score.specs[stored].dtype
         raw = np.empty(dtype.nbytes(tau.size), np.uint8)
-        self._score.read_into(self.name, dtype.nbytes(start), raw)
+        self._score.read_into(stored, dtype.nbytes(start), raw)
         scores: Floats = np.empty(tau.size, self.type)
         to_float(raw.view(dtype.storage), dtype, scores)
         if not (scores >= 0).all() or np.isinf(scores).any():
             raise CheckpointError(
-                f"{self._score.location}: scores of {self.name!r}: expected finite numbers >= 0, found others"
+                f"{self._score.location}: scores of {self.name!r}: expected finite numbers from 0 up, found others among "
+                f"elements {start} to {start + tau.size}; mend the scores"
             )
         scores[tau == 0] = 0
         return scores
 
-    def _check_finite(self, tau: Floats, keys: Floats) -> float:
-        """The largest magnitude. Raises NonFiniteError where an element is NaN or infinite."""
+    def _check_finite(self, tau: Floats, keys: Floats, start: int) -> float:
+        """The largest magnitude of a block from flat element `start` on. Raises NonFiniteError for NaN and infinity."""
         largest = float(keys.max(initial=0))  # NaN comes through max
         if not np.isfinite(largest):
             raise NonFiniteError(
-                f"tensor {self.name!r}: expected finite weights and differences, found NaN or infinity; "
-                "repair the checkpoint, or store such tensors whole with --nonfinite dense",
+                f"{self._base.location} and {self._tuned.location}: tensor {self.name!r}: expected finite weights and "
+                f"differences, found NaN or infinity among elements {start} to {start + tau.size}; repair the checkpoint, or "
+                "store such tensors whole with --nonfinite dense",
                 tensor=self.name,
             )
         return largest
@@ -204,7 +208,7 @@ class TaskVector:
         for row, column, rows, columns in self._spans():
             start = row * self.columns + column
             tau, keys = self._read(start, rows * columns, scratch)
-            self._check_finite(tau, keys)
+            self._check_finite(tau, keys, start)
             yield tau, self._score_keys(start, tau, keys)
 
     def sample(self, count: int) -> NDArray[np.float64]:
@@ -235,7 +239,7 @@ class TaskVector:
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
             tau, magnitudes = self._read(start, block_rows * block_columns, scratch)
-            largest = self._check_finite(tau, magnitudes)
+            largest = self._check_finite(tau, magnitudes, start)
             if largest == 0:
                 continue
             self._add_squares(found, scratch, magnitudes, largest, row, column, (block_rows, block_columns))
@@ -286,7 +290,9 @@ class TaskVector:
             found.row_squares[row : row + shape[0]] += sums
             found.squares += float(sums.sum())
         if found.column_squares is not None:
-            found.column_squares[column : column + shape[1]] += table.sum(axis=0)
+            # Down the columns NumPy adds one by one: in f32 that is exact enough for some thousand rows only.
+            wide = np.float64 if shape[0] > _LONG_COLUMN else None
+            found.column_squares[column : column + shape[1]] += table.sum(axis=0, dtype=wide)
 
 
 class _Scratch:

@@ -93,10 +93,7 @@ class Switch:
     @property
     def row_factors(self) -> NDArray[np.float32] | None:
         """Factors of the view's rows, f32, or None where the entry has none."""
-        codes = self._factors(lay.Role.ROW_FACTORS)
-        if codes is None or self._rows is None:
-            return codes
-        return codes[self._rows[0] : self._rows[1]]
+        return self._factors(lay.Role.ROW_FACTORS)
 
     @property
     def column_factors(self) -> NDArray[np.float32] | None:
@@ -198,37 +195,50 @@ class Switch:
         if self._entry.kind is lay.Kind.REMOVED:
             raise OptionError(f"tensor {self.name!r} is removed in task {self.task!r}: there is nothing to apply")
         if self._entry.kind is lay.Kind.DENSE:
-            return self._give(self.data(), out, None)
+            self._check_out(out, self._entry.dtype)
+            return self._give(self.data(), out)
         base, target = self._check_array(array, check_base)
+        with np.errstate(over="ignore"):
+            if not np.isfinite(compute_dtype(base).type(coefficient)):
+                raise OptionError(f"tensor {self.name!r}: expected a finite coefficient, found {coefficient}")
         if coefficient == 0:  # leaves the tensor as it is, its type too (spec section 10)
             target = base
+        self._check_out(out, target)
+        # Everything is decoded before the first element changes: a damaged chunk must not leave `out` half applied.
+        terms = list(self.terms(coefficient, base)) if coefficient != 0 else []
         result = np.ascontiguousarray(array).reshape(-1).view(base.storage)
         in_place = base is target and out is array and np.may_share_memory(result, array)
         if base is target and not in_place:
             result = result.copy()
         made = result if base is target else np.empty(result.size, target.storage)
         start, _ = self._range()
-        if coefficient != 0:
-            for chunk in self.chunks():
-                values = signed_values(self.scale, coefficient, base, chunk.start, chunk.positions, chunk.negative)
-                low = max(chunk.start - start, 0)
-                high = min(chunk.start + lay.CHUNK - start, result.size)
-                terms = [(chunk.positions + (chunk.start - start - low), values)]
-                made[low:high] = apply_chunk(result[low:high], base, target, terms)
+        for chunk, (positions, values) in terms:
+            low = max(chunk.start - start, 0)
+            high = min(chunk.start + lay.CHUNK - start, result.size)
+            moved = [(positions + (chunk.start - start - low), values)]
+            made[low:high] = apply_chunk(result[low:high], base, target, moved)
         if in_place:
             return array
         shaped = made.reshape(self.shape)
         if base is target:
             shaped = shaped.view(array.dtype)
-        return self._give(shaped, out, array)
+        return self._give(shaped, out)
 
-    def _give(self, made: NDArray[Any], out: NDArray[Any] | None, array: NDArray[Any] | None) -> NDArray[Any]:
+    def _check_out(self, out: NDArray[Any] | None, dtype: DType) -> None:
+        if out is None:
+            return
+        shape = self.shape if dtype.bits >= 8 else (dtype.nbytes(self.elements),)
+        same = dtype_of_array(out) is dtype or out.dtype == dtype.storage
+        if out.shape != shape or not same or not out.flags.writeable or out.dtype.byteorder == ">":
+            kind = "" if out.flags.writeable else "read-only "
+            raise OptionError(
+                f"tensor {self.name!r}: expected a writable out of {dtype.name}{list(shape)}, "
+                f"found a {kind}one of {out.dtype}{list(out.shape)}"
+            )
+
+    def _give(self, made: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
         if out is None:
             return made
-        if out.shape != made.shape or out.dtype.itemsize != made.dtype.itemsize:
-            raise OptionError(
-                f"tensor {self.name!r}: expected out of {self.dtype}{list(made.shape)}, found {out.dtype}{list(out.shape)}"
-            )
         out[...] = made.view(out.dtype)
         return out
 
@@ -264,7 +274,7 @@ class Switch:
 
     @property
     def scale(self) -> Scale:
-        """Knob and factors of the whole tensor, decoded once."""
+        """Knob and factors of the view, decoded once."""
         try:
             return self._scale
         except AttributeError:
@@ -273,6 +283,7 @@ class Switch:
                 self._factors(lay.Role.ROW_FACTORS),
                 self._factors(lay.Role.COLUMN_FACTORS),
                 self._entry.column_count,
+                self._rows[0] if self._rows else 0,
             )
             return self._scale
 
@@ -310,16 +321,18 @@ class Switch:
             positions, negative = positions[low:high], negative[low:high]
         return ActiveChunk(begin, positions, negative)
 
-    def terms(self, coefficient: float) -> Iterator[tuple[ActiveChunk, tuple[NDArray[np.int64], Floats]]]:
-        """Chunks with what is added to their active elements."""
+    def terms(
+        self, coefficient: float, base: DType | None = None
+    ) -> Iterator[tuple[ActiveChunk, tuple[NDArray[np.int64], Floats]]]:
+        """Chunks with what is added to their active elements, for a base of type `base` or else the recorded one."""
         for chunk in self.chunks():
-            values = signed_values(
-                self.scale, coefficient, self._base.dtype, chunk.start, chunk.positions, chunk.negative
-            )
+            dtype = base or self._base.dtype
+            values = signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, chunk.negative)
             yield chunk, (chunk.positions, values)
 
     def _factors(self, role: lay.Role) -> NDArray[np.float32] | None:
-        codes: Codes | None = self._entry.factor_codes(role)
+        rows = self._rows if role is lay.Role.ROW_FACTORS and self._rows else (0, None)
+        codes: Codes | None = self._entry.factor_codes(role, *rows)
         return None if codes is None else factor_values(codes)
 
     def _range(self) -> tuple[int, int]:

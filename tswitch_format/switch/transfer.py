@@ -29,8 +29,10 @@ Progress = Callable[[int, int], None]
 def bundle(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, progress: Progress | None = None) -> Path:
     """Put all tasks of the files at `paths`, in order, into a new file at `out`.
 
-    All must have the same base and profile, and no task name may come twice. Raises BaseMismatchError, OptionError,
-    FormatError or OutputError.
+    All must have the same base and profile, and no task name may come twice. Metadata are put together; where files say
+    different things under one key, and of the base's id and revision, the first file's count.
+
+    Raises BaseMismatchError, OptionError, FormatError or OutputError.
     """
     if not paths:
         raise OptionError("bundle: expected at least one file, found none")
@@ -43,7 +45,8 @@ def bundle(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, pr
         for other in containers[1:]:
             _check_same_base(first, other)
         picked = [(container, number) for container in containers for number in range(len(container.index.tasks))]
-        _write(out, _header(first.index), picked, progress)
+        metadata = {key: text for c in reversed(containers) for key, text in c.index.metadata.items()}
+        _write(out, replace(_header(first.index), metadata=metadata), picked, progress)
     finally:
         for container in containers:
             container.close()
@@ -183,7 +186,11 @@ def _encode(entry: Entry, mapped: bool) -> EncodedEntry:
         ((entry.mask_positions(chunk), entry.sign_flags(chunk)) for chunk in range(entry.chunks)),
         mapped=mapped,
     )
-    return replace(made, sha256=entry.sha256)
+    if entry.sha256 is None:
+        return replace(made, sha256=None)
+    if entry.sha256 != made.sha256:
+        raise entry.other_content(made.sha256 or b"")
+    return made
 
 
 def _data(entry: Entry, mapped: bool) -> Iterator[EncodedSegment]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from tswitch_format.checkpoint import open_checkpoint
+from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.container.verify import Finding, Level, ValidationReport, validate_file
 from tswitch_format.switch.base import base_problems
 from tswitch_format.switch.file import SwitchFile
@@ -21,22 +21,18 @@ def validate(path: str | PathLike[str], level: Level = "full", *, base: Any = No
     report = validate_file(path, level)
     if base is None or not report.ok:
         return report
-    reader = open_checkpoint(base)
-    try:
-        with SwitchFile(path, verify="off") as file:
-            findings = [
-                Finding(
-                    error.rule,
-                    "error",
-                    str(path),
-                    None,
-                    f"base tensor {error.tensor!r}",
-                    error.expected,
-                    error.found,
-                    str(error),
-                )
-                for error in base_problems(file.base, reader, digests=True, full=level == "full")
-            ]
-    finally:
-        reader.close()
+    with borrow_checkpoint(base) as reader, SwitchFile(path, verify="off") as file:
+        findings = [
+            Finding(
+                error.rule,
+                "error",
+                str(path),
+                None,
+                f"base tensor {error.tensor!r}",
+                error.expected,
+                error.found,
+                str(error),
+            )
+            for error in base_problems(file.base, reader, digests=True, full=level == "full")
+        ]
     return replace(report, findings=tuple(findings))

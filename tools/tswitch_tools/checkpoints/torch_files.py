@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,8 +107,10 @@ def _load(path: Path) -> Mapping[str, Any]:
             "to safetensors"
         ) from error
     try:
-        # Only the zip format can be mapped.
-        content = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+        with warnings.catch_warnings():  # torch warns of files that are then refused in words of our own
+            warnings.simplefilter("ignore", UserWarning)
+            # Only the zip format can be mapped.
+            content = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
     except _LOAD_ERRORS as error:
         raise CheckpointError(
             f"{path}: expected a file of tensors by torch.save, found {_reason(error)}; "

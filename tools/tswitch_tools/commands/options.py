@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # that a file cannot be read is not wrong usage
 
 output = click.option("-o", "--out", "out", required=True, type=PATH, metavar="OUT", help="What to write.")
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores if left out.")
