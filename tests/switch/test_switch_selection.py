@@ -87,7 +87,7 @@ def test_global_density_counts_unchanged_tensors_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("select", ["tensor", "tensor-signed", "global"])
 def test_packing_does_not_hold_the_model(tmp_path: Path, select: str) -> None:
     rng = np.random.default_rng(0)
-    tensors = 12
+    tensors = 16
     one = rng.standard_normal(1 << 20).astype(np.float32)
     base = save(tmp_path / "base.safetensors", {f"t{i:02}": one for i in range(tensors)})
     expert = save(tmp_path / "expert.safetensors", {f"t{i:02}": one[::-1] * np.float32(i + 1) for i in range(tensors)})
@@ -97,7 +97,9 @@ def test_packing_does_not_hold_the_model(tmp_path: Path, select: str) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     largest = one.nbytes
-    buffers = 20 * BLOCK  # bytes of one pass, whatever the tensor: two raw blocks, three of f32, flags
+    buffers = (
+        32 * BLOCK
+    )  # bytes of one pass, whatever the tensor: a raw block, three of f32, flags, digits of a histogram
     bound = (
         2 if select == "global" else 5
     )  # tensors: sums, and candidates of a tensor of one chunk, which keeps them all
@@ -112,9 +114,9 @@ BIG = (1 << 20) + (1 << 18)
 def sampled_places() -> np.ndarray[Any, Any]:
     """Which elements of a flat tensor of BIG elements the library samples, as its source says: 256 runs of 1,024."""
     found = np.zeros(BIG, bool)
-    for number in range(256):
-        start = number * (BIG - 1024) // 255
-        found[start : start + 1024] = True
+    for number in range(64):
+        start = number * (BIG - 2048) // 63
+        found[start : start + 2048] = True
     return found
 
 

@@ -266,6 +266,8 @@ class Entry:
             return None
         total = self.row_count if role is lay.Role.ROW_FACTORS else self.column_count
         stop = total if stop is None else stop
+        if first == stop:
+            return np.empty(0, FACTOR_STORAGE[self.factor_dtype])
         chunks = range(first // lay.CHUNK, lay.chunks_of(stop))
         parts = [self._factor_chunk(role, chunk, total) for chunk in chunks]
         start = chunks.start * lay.CHUNK

@@ -150,39 +150,37 @@ class _Sums:
             self.magnitudes += float(magnitudes.sum())
             self.squares += float(np.square(magnitudes).sum())
 
-    def _pieces(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
-        """(row, column, magnitude) of the active elements."""
+    def _pieces(self) -> Iterator[_Piece]:
         survivors = self._survivors
         for start, positions, tau in zip(survivors.starts, survivors.positions, survivors.tau, strict=True):
+            if not positions.size:
+                continue
             # As in apply.py: positions ascend, so rows come from cutting them at the rows' ends, not from a division each.
             first = start // self._columns
-            last = (start + int(positions[-1])) // self._columns if positions.size else first
+            last = (start + int(positions[-1])) // self._columns
             row_starts = np.arange(first, last + 1) * self._columns - start
-            counts = np.diff(
-                np.searchsorted(positions, row_starts[1:].astype(np.int32)), prepend=0, append=positions.size
-            )
-            rows = np.repeat(np.arange(first, last + 1, dtype=np.int64), counts)
-            columns = positions.astype(np.int64) - np.repeat(row_starts, counts)
-            yield rows, columns, np.abs(tau).astype(np.float64)
+            cuts = np.searchsorted(positions, row_starts[1:].astype(np.int32))
+            counts = np.diff(cuts, prepend=0, append=positions.size)
+            yield _Piece(first, row_starts, counts, positions, np.abs(tau).astype(np.float64))
 
     def by_row(self) -> _RowSums:
         """Sums of each row."""
         found = _RowSums(*(np.zeros(self._rows) for _ in range(3)))
-        for rows, _, magnitudes in self._pieces():
-            if not rows.size:
-                continue
-            first = int(rows[0])  # a piece spans few rows: count from its first
-            part = slice(first, int(rows[-1]) + 1)
-            found.magnitudes[part] += np.bincount(rows - first, magnitudes)
-            found.squares[part] += np.bincount(rows - first, np.square(magnitudes))
-            found.counts[part] += np.bincount(rows - first)
+        for piece in self._pieces():
+            found.magnitudes[piece.rows] += piece.row_sums(piece.magnitudes)
+            found.squares[piece.rows] += piece.row_sums(np.square(piece.magnitudes))
+            found.counts[piece.rows] += piece.counts
         return found
 
     def by_column(self, row_values: NDArray[np.float64]) -> NDArray[np.float64]:
         """sum_i r_i |tau_ij| over the active elements of each column."""
         found = np.zeros(self._columns)
-        for rows, columns, magnitudes in self._pieces():
-            found += np.bincount(columns, row_values[rows] * magnitudes, minlength=self._columns)
+        for piece in self._pieces():
+            weighted = piece.spread(row_values) * piece.magnitudes
+            if piece.counts.size == 1:  # part of one long row: each column once
+                found[piece.columns] += weighted
+            else:
+                found += np.bincount(piece.columns, weighted, minlength=self._columns)
         return found
 
     def weighted(
@@ -190,10 +188,42 @@ class _Sums:
     ) -> tuple[float, float]:
         """sum_S f |tau| and sum_S f^2 with f the product of the factors."""
         magnitudes_sum = squares_sum = 0.0
-        for rows, columns, magnitudes in self._pieces():
-            factors = row_values[rows]
+        for piece in self._pieces():
+            factors = piece.spread(row_values)
             if column_values is not None:
-                factors *= column_values[columns]
-            magnitudes_sum += float((factors * magnitudes).sum())
+                factors *= column_values.take(piece.columns)
+            magnitudes_sum += float((factors * piece.magnitudes).sum())
             squares_sum += float(np.square(factors).sum())
         return magnitudes_sum, squares_sum
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Active elements of some rows from row `first` on: how many each row has, where it starts, positions, magnitudes."""
+
+    first: int
+    row_starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    positions: NDArray[np.int32]
+    magnitudes: NDArray[np.float64]
+
+    @property
+    def rows(self) -> slice:
+        """The rows that it covers."""
+        return slice(self.first, self.first + self.counts.size)
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """Column of each element."""
+        return self.positions.astype(np.int64) - np.repeat(self.row_starts, self.counts)
+
+    def spread(self, row_values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value of its row for each element."""
+        return np.repeat(row_values[self.rows], self.counts)
+
+    def row_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of the elements' values for each row."""
+        sums = np.zeros(self.counts.size)
+        some = self.counts > 0
+        sums[some] = np.add.reduceat(values, (np.cumsum(self.counts) - self.counts)[some])
+        return sums

@@ -365,8 +365,13 @@ class _Job:
         vector = self._vector(pair)
         shaped = len(pair.base.shape) > 1 and options.knob_per != "tensor"
         wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
-        found = select_tensor(vector, rule, **wanted) if threshold is None else vector.scan(threshold, **wanted)
-        if found.nonzero == 0 and pair.base.dtype is pair.tuned.dtype:
+        if threshold is None:
+            found = select_tensor(vector, rule, **wanted)
+        else:
+            found = vector.scan(threshold, **wanted, counts=False)
+            found.survivors.keep(threshold, threshold)
+        same = pair.base.dtype is pair.tuned.dtype
+        if same and found.squares == 0 and not found.survivors.count():
             return None, found.digests
         fitted = self._fit(found, pair)
         survivors = found.survivors
@@ -380,7 +385,7 @@ class _Job:
             (survivors.chunk(number) for number in range(lay.chunks_of(pair.base.elements))),
             mapped=options.profile == "mapped",
         )
-        if entry.active == 0 and pair.base.dtype is pair.tuned.dtype:
+        if same and entry.active == 0:
             return None, found.digests  # global selection kept nothing of it
         return entry, found.digests
 

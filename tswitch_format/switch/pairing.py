@@ -77,7 +77,7 @@ def pair_checkpoints(base: CheckpointReader, tuned: CheckpointReader, options: P
         )
         _pair(name, base_names[name], stored, base, tuned, options, pairs, problems)
     for pattern in options.dense:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*base_names, *tuned_names)):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*base_names, *base.aliases, *tuned_names)):
             raise OptionError(f"dense: pattern {pattern!r} matches none of the tensors; correct it or leave it out")
     paired = {pair.tuned_stored for pair in pairs}
     # Further names of tensors that are paired already are ties that the base does not list: they follow their tensor.
@@ -117,15 +117,16 @@ def _pair(
         pairs.append(Pair(name, spec, None, base_stored, "", lay.Kind.REMOVED))
         return
     found = TensorSpec(name, tuned.specs[stored].dtype, tuned.specs[stored].shape)
-    allowed = options.dense_mismatch or _matches(name, options)
+    named = any(
+        _matches(n, options) for n in (name, *(a for a, target in base.aliases.items() if target == base_stored))
+    )
+    allowed = options.dense_mismatch or named
     kind = lay.Kind.DENSE
     if spec.shape != found.shape:
         if not allowed:
             problems.append(f"{name!r} is {spec} in the base and {found} in the expert")
     elif spec.dtype.is_float and found.dtype.is_float:
-        if not _matches(name, options) and not (
-            options.paper and spec.shape == ()
-        ):  # the authors keep 0-d tensors whole
+        if not named and not (options.paper and spec.shape == ()):  # the authors keep 0-d tensors whole
             kind = lay.Kind.TERNARY
     elif not allowed:
         if spec.dtype is not found.dtype:

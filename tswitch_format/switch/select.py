@@ -20,7 +20,7 @@ from tswitch_format._dtypes import Floats
 from tswitch_format.switch.options import Amount, authors_quota
 from tswitch_format.switch.task_vector import Statistics, TaskVector
 
-_SAMPLE = 1 << 18  # elements
+_SAMPLE = 1 << 17  # elements
 _SMALL = (
     1 << 20
 )  # elements: of tensors up to here all non-zero elements are kept for the exact step, no sample is needed
@@ -36,6 +36,11 @@ class Rule:
     amount: Amount
     signed: bool = False
     paper: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether the quotas depend on the numbers of non-zero elements, beyond that no more can stay."""
+        return self.signed or self.amount.discard is not None
 
     def quotas(self, elements: int, positive: int, negative: int) -> tuple[int, ...]:
         """How many stay: (of all,) or, by sign, (of the positive, of the negative)."""
@@ -59,12 +64,14 @@ class Rule:
 
 def select_tensor(vector: TaskVector, rule: Rule, *, rows: bool, columns: bool) -> Statistics:
     """Statistics of a tensor, with exactly the active elements as survivors. Raises NonFiniteError."""
-    found = vector.scan(_sample_floor(vector, rule), rows=rows, columns=columns)
+    floor = _sample_floor(vector, rule)
+    found = vector.scan(floor, rows=rows, columns=columns, counts=rule.counts)
     groups, quotas = _groups(found, rule, vector.elements)
-    if any(keys.size < quota for keys, quota in zip(groups, quotas, strict=True)):
+    wanted = quotas if rule.counts else rule.quotas(vector.elements, vector.elements, 0)
+    if floor and any(keys.size < quota for keys, quota in zip(groups, wanted, strict=True)):
         # The sample misled: its runs met smaller differences than the rest has. Find the thresholds by histogram.
-        floor = min(_streamed_threshold(vector, sign, quota) for sign, quota in _signs(quotas) if quota)
-        found = vector.scan(floor, rows=rows, columns=columns)
+        floor = min(_streamed_threshold(vector, sign, quota) for sign, quota in _signs(wanted) if quota)
+        found = vector.scan(floor, rows=rows, columns=columns, counts=rule.counts)
         groups, quotas = _groups(found, rule, vector.elements)
     limits = [_nth_largest(keys, quota) for keys, quota in zip(groups, quotas, strict=True)]
     found.survivors.keep(limits[0], limits[-1])
@@ -74,7 +81,9 @@ def select_tensor(vector: TaskVector, rule: Rule, *, rows: bool, columns: bool) 
 def _groups(found: Statistics, rule: Rule, elements: int) -> tuple[list[Floats], tuple[int, ...]]:
     """Survivors' keys, all or by sign, with their quotas."""
     survivors = found.survivors
-    quotas = rule.quotas(elements, found.positive, found.negative)
+    # Where nothing is counted, the survivors are all non-zero elements, or more than the quota.
+    positive = found.positive if rule.counts else survivors.count()
+    quotas = rule.quotas(elements, positive, found.negative)
     if not rule.signed:
         return [_joined([survivors.key(piece) for piece in range(len(survivors.tau))])], quotas
     return [
@@ -116,9 +125,12 @@ def _sample_floor(vector: TaskVector, rule: Rule) -> float:
 
 def _streamed_threshold(vector: TaskVector, sign: int, quota: int) -> float:
     chosen = RadixSelect(wide=vector.type == np.float64)
-    for _ in range(chosen.passes):
+    for number in range(chosen.passes):
         for tau, keys in vector.blocks():
             chosen.count(keys if sign == 0 else keys[(tau > 0) == (sign > 0)])
+        quota = min(quota, int(chosen.counts.sum())) if number == 0 else quota
+        if not quota:
+            return 0.0  # nothing differs
         chosen.advance(quota)
     return chosen.threshold
 

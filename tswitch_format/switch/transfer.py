@@ -175,6 +175,9 @@ def _entry(entry: Entry, segments: Iterator[EncodedSegment]) -> EncodedEntry:
 def _encode(entry: Entry, mapped: bool) -> EncodedEntry:
     """The same content in another profile."""
     if entry.kind is not lay.Kind.TERNARY:
+        found = entry.content_digest()
+        if entry.sha256 not in (None, found):
+            raise entry.other_content(found)
         return _entry(entry, _data(entry, mapped))
     made = encode_ternary(
         entry.spec,
