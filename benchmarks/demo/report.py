@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -81,16 +82,16 @@ def measure(folder: Path, name: str, density: float) -> Row:
 def show(rows: list[Row], console: Console) -> None:
     """Print the table, and under it what its figures count."""
     parameters = sum(p.numel() for p in DigitTransformer().parameters())
-    table = Table()
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns, which a pipe has
     table.add_column("expert", no_wrap=True)
-    for heading in ("density", "base", "expert", "restored", "file", "of fp32", "of entropy"):
+    for heading in ("density", "base", "full", "restored", "file", "of fp32", "of bound"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.task.name,
             f"{row.kept.density:.0%}",
             *(f"{share:.1%}" for share in (row.base, row.expert, row.restored)),
-            f"{row.kept.file_bytes:,} B",
+            f"{row.kept.file_bytes / 1000:.1f} kB",
             f"{row.kept.file_bytes / (4 * parameters):.2%}",
             f"{row.kept.file_bytes / row.kept.entropy_bytes:.1%}" if row.kept.entropy_bytes else "-",
         )
@@ -100,6 +101,6 @@ def show(rows: list[Row], console: Console) -> None:
         f"Accuracy of base, full expert and restored expert on {images} test images of the expert's task.",
         f"file: the whole .tsw file, with knobs, factors, index and digests. fp32: 4 bytes for each of {parameters:,} "
         "parameters.",
-        "entropy: N (H(p) + p) / 8 bytes for each tensor, for mask and sign planes only, so above 100% is expected.",
+        "bound: the entropy N (H(p) + p) / 8 bytes of each tensor, of its mask and sign planes only, so over 100% is expected.",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
