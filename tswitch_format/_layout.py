@@ -7,8 +7,13 @@ them), so that whole tables of a hostile file are checked and read without a Pyt
 from __future__ import annotations
 
 from enum import IntEnum
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+Size = TypeVar("Size", int, NDArray[np.int64])
 
 MAJOR = 1
 MINOR = 0
@@ -29,6 +34,7 @@ MAX_DEPTH = 8
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48  # of a dimension, and elements of a tensor
 MAX_NAME = 1024  # bytes
+MAX_NAMES = 1 << 25  # bytes, all tensors' names together
 MAX_WINDOW = 1 << 23  # bytes, of a zstd frame longer than that
 MAX_PARAMETER = 20  # k of gaps and rice
 
@@ -103,6 +109,14 @@ SEGMENT = np.dtype(
         ("reserved", "u1"),
     ]
 )
+
+
+def span(record: np.dtype[Any], field: str) -> tuple[int, int]:
+    """Where a field of a record begins and ends, in bytes from the record's first."""
+    kind, offset = (record.fields or MappingProxyType({}))[field][:2]
+    return offset, offset + kind.itemsize
+
+
 FRAME = PROLOGUE.itemsize  # the prologue, and the trailer: 64 bytes
 
 
@@ -170,7 +184,7 @@ ENTRY_DOMAIN = b"TSW1-entry\0"
 CONTENT_DOMAIN = b"TSW1-content\0"
 
 
-def chunks_of(elements: int) -> int:
+def chunks_of(elements: Size) -> Size:
     """Number of chunks of a tensor or array of `elements` elements."""
     return -(-elements // CHUNK)
 

@@ -16,7 +16,7 @@ from tswitch_format.container import document
 
 
 class RefusedError(Exception):
-    """What `fail` makes: (rule, expected, found)."""
+    """What `fail` makes: (rule, expected, found, position)."""
 
 
 def decode(data: bytes) -> document.Value:
@@ -27,7 +27,8 @@ def rule_of(data: bytes) -> str:
     """The rule by which a document is refused."""
     with pytest.raises(RefusedError) as caught:
         decode(data)
-    rule, expected, found = caught.value.args
+    rule, expected, found, position = caught.value.args
+    assert 0 <= position <= len(data)
     assert expected
     assert found
     return str(rule)
@@ -66,10 +67,6 @@ def test_integers_of_every_width_come_back(number: int) -> None:
         "cd 00ff",
         "ce 0000ffff",
         "cf 00000000ffffffff",
-        "d0 01",
-        "d1 0001",
-        "d2 00000001",
-        "d3 0000000000000001",
         "d9 01 61",
         "da 0001 61",
         "db 00000001 61",
@@ -97,6 +94,9 @@ def test_a_form_that_is_not_the_shortest_is_refused(data: str) -> None:
         ("cb 3ff0000000000000", "float 64"),
         ("ff", "negative fixint"),
         ("d0 80", "int 8"),
+        ("d0 01", "int 8 that is not negative"),
+        ("d1 0001", "int 16"),
+        ("d2 00000001", "int 32"),
         ("d3 8000000000000000", "int 64"),
         ("d4 05 00", "fixext 1"),
         ("c7 03 05 000000", "ext 8"),
@@ -120,10 +120,8 @@ def test_a_type_that_does_not_occur_is_refused(data: str, what: str) -> None:
         ("82 a4f0908080 01 a3efbfbd 01", "sorted by UTF-16"),
         ("81 01 01", "integer"),
         ("81 c4 01 61 01", "bin"),
-        ("81 c0 01", "nil"),
         ("81 90 01", "array"),
         ("81 80 01", "map"),
-        ("81 ca 00000000 01", "float"),
     ],
 )
 def test_keys_that_are_not_str_in_ascending_order_are_refused(data: str, what: str) -> None:
@@ -205,28 +203,29 @@ def test_random_bytes_are_refused_or_canonical(data: bytes) -> None:
 
 
 BROKEN = {
-    "TSW-301": b"\x81\xa1a\xc0",
-    "TSW-302": b"\x81\xa1a\xcc\x01",
-    "TSW-303": b"\x82\xa1b\x01\xa1a\x01",
-    "TSW-304": b"\x81\xa1a\xa1\xff",
-    "TSW-305": b"\x91" * 9 + b"\x01",
-    "TSW-306": b"\x80\x80",
+    "TSW-301": (b"\x81\xa1a\xc0", 3),
+    "TSW-302": (b"\x81\xa1a\xcc\x01", 3),
+    "TSW-303": (b"\x82\xa1b\x01\xa1a\x01", 4),
+    "TSW-304": (b"\x81\xa1a\xa1\xff", 4),
+    "TSW-305": (b"\x91" * 9 + b"\x01", 8),
+    "TSW-306": (b"\x80\x80", 1),
 }
 
 
 @pytest.mark.parametrize("encoding", [0, 1])
 @pytest.mark.parametrize("rule", BROKEN)
 def test_a_file_with_such_an_index_does_not_open(rule: str, encoding: int, tiny: Path, out: Path) -> None:
+    """Where the index is stored as it is, the message names the byte."""
     body = b""
 
     def change(file: Edited) -> None:
         nonlocal body
         body = bytes(file.body)
-        file.index = BROKEN[rule]
+        file.index = BROKEN[rule][0]
         file.encoding = encoding
 
     error = refused(edit(tiny, out, change), rule)
-    assert (error.field, error.offset) == ("index", 64 + len(body))
+    assert (error.field, error.offset) == ("index", 64 + len(body) + (0 if encoding else BROKEN[rule][1]))
 
 
 def test_very_many_empty_maps_cost_little_memory() -> None:

@@ -213,7 +213,7 @@ def test_a_file_cut_while_it_is_open_is_truncated(left: int, wide: Path, out: Pa
         with pytest.raises(TruncatedError) as caught:
             file.switch("wide").mask()
         assert caught.value.rule == "TSW-105"
-        assert "found the end of the file" in str(caught.value)
+        assert "found its end: it was cut after it was opened" in str(caught.value)
 
 
 def test_a_replaced_file_is_read_on_as_it_was(wide: Path, out: Path) -> None:

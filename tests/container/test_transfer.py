@@ -192,3 +192,17 @@ def test_progress_counts_entries(archive: Path, out: Path) -> None:
     seen: list[tuple[int, int]] = []
     tsw.repack(archive, out, profile="mapped", threads=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(number, 9) for number in range(1, 10)]
+
+
+def test_a_file_of_a_later_version_is_not_copied_with_losses(archive: Path, out: Path, tmp_path: Path) -> None:
+    newer = edit(archive, tmp_path / "newer.tsw", lambda file: file.prologue.update(minor=1))
+    for write in (
+        lambda: tsw.bundle([newer], out),
+        lambda: tsw.extract(newer, "one", out),
+        lambda: tsw.repack(newer, out, profile="mapped"),
+    ):
+        with pytest.raises(
+            tsw.OptionError, match=r"newer\.tsw: expected a file of version 1\.0, found 1\.1, of which a copy"
+        ):
+            write()
+    assert not out.exists()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tswitch_format as tsw
-from tswitch_format.container.tensors import name_problem
+from tswitch_format.container.names import name_problem
 
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: name_problem(name) is None)
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)

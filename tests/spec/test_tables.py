@@ -15,8 +15,8 @@ import pytest
 from tswitch_format import _layout as lay
 from tswitch_format._checksum import crc32c
 from tswitch_format._dtypes import DTYPES
-from tswitch_format._rules import RULES
 from tswitch_format.codecs import bits, gaps, plane
+from tswitch_format.rules import RULES
 from tswitch_format.switch.apply import factor_values
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,7 @@ LIMITS = {
     "dimensions of a tensor": lay.MAX_DIMENSIONS,
     "a dimension, and elements of a tensor": lay.MAX_SIZE,
     "bytes of a name": lay.MAX_NAME,
+    "bytes of the names of both lists": lay.MAX_NAMES,
     "elements of a chunk": lay.CHUNK,
     "parameter k": lay.MAX_PARAMETER,
     "bytes of a zstd frame's window, unless its content is larger": lay.MAX_WINDOW,

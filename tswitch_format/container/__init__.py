@@ -2,8 +2,12 @@
 
     source.py     bytes of a file, by mapping or by pread
     document.py   canonical MessagePack
+    names.py      names of tensors and tasks
     tensors.py    lists of tensors (names, dtypes, shapes, digests) as tables
-    index.py      the index: parsing with every check, and building
+    index.py      the index as a model, and its bytes
+    parse.py      the bytes of an index, checked
+    checks.py     what it must say of tasks, entries and segments
+    report.py     where a failed check goes
     frame.py      prologue and trailer
     reader.py     an open file: index, and segments verified on first touch
     writer.py     a file in one pass

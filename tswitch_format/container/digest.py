@@ -51,7 +51,7 @@ def content_id(index: Index) -> bytes | None:
     for task in sorted(index.tasks, key=lambda task: task.name.encode()):
         out.update(_name(task.name) + struct.pack("<I", len(task.entries)))
         for tensor, sha256 in zip(task.entries["tensor"].tolist(), task.entries["sha256"], strict=True):
-            out.update(_name(index.names[tensor]) + sha256.tobytes())
+            out.update(_name(index.name(tensor)) + sha256.tobytes())
     return out.digest()
 
 

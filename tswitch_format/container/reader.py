@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ from tswitch_format._dtypes import DTYPES, DType
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import array, bits, plane, zstd
 from tswitch_format.container import frame as framing
-from tswitch_format.container import index as indexing
 from tswitch_format.container.digest import EntryDigest
 from tswitch_format.container.index import Index
+from tswitch_format.container.parse import parse
 from tswitch_format.container.report import Report
 from tswitch_format.container.segments import EncodedSegment
 from tswitch_format.container.source import Backend, PreadSource, Source, open_source
@@ -75,8 +75,8 @@ class Container:
         stored = self._source.read(frame.index_offset, frame.index_length)
         self.report.offset = frame.index_offset
         found = sha256(stored)
-        if found != frame.index_sha256:
-            raise self.report.fatal("TSW-204", "index SHA-256", frame.index_sha256.hex(), found.hex())
+        if frame.index_sha256 is not None and found != frame.index_sha256:
+            self.report.finding("TSW-204", "index SHA-256", frame.index_sha256.hex(), found.hex())
         if frame.index_encoding == lay.Encoding.ZSTD:
             try:
                 decoded: bytes | memoryview = zstd.decompress(stored, frame.index_decoded_length)
@@ -84,7 +84,7 @@ class Container:
                 raise self.report.fatal(error.rule, "index", error.expected, error.found) from error
         else:
             decoded = bytes(stored)
-        return indexing.parse(decoded, frame, self.report)
+        return parse(decoded, frame, self.report)
 
     def read_padding(self, start: int, end: int) -> memoryview:
         """The bytes between two segments."""
@@ -112,8 +112,8 @@ class Container:
     def _first_segments(self) -> list[NDArray[np.int64]]:
         """For each task, the first segment of each entry and, last, their number."""
         return [
-            np.concatenate([[0], np.cumsum(self.index.segment_counts(number).sum(axis=1))])
-            for number in range(len(self.index.tasks))
+            np.concatenate([[0], np.cumsum(self.index.segment_counts(task.entries).sum(axis=1))])
+            for task in self.index.tasks
         ]
 
     def entry(self, task: int, number: int) -> Entry:
@@ -135,7 +135,7 @@ class Container:
     @cached_property
     def _entry_numbers(self) -> list[dict[str, int]]:
         return [
-            {self.index.names[tensor]: number for number, tensor in enumerate(task.entries["tensor"].tolist())}
+            {self.index.name(tensor): number for number, tensor in enumerate(task.entries["tensor"].tolist())}
             for task in self.index.tasks
         ]
 
@@ -317,23 +317,34 @@ class Entry:
         """Bytes of a chunk of a dense entry."""
         return self._array(self._first + chunk, self.dtype.nbytes(self.chunk_elements(chunk)))
 
-    def content_digest(self) -> bytes:
-        """Digest of the content, computed from what is stored (section 11.3): decodes everything."""
+    def digest(self) -> EntryDigest:
+        """The digest of its content (section 11.3) before that, which `content` gives."""
         digest = EntryDigest(self.kind, self.dtype, self.spec.shape)
         if self.kind is lay.Kind.TERNARY:
             digest.ternary(self.knob, self.factor_dtype, self.flags)
+        return digest
+
+    def content(self) -> Iterator[Callable[[], NDArray[Any]]]:
+        """What its digest covers, a segment at a time, each decoded when it is called: it raises FormatError."""
+        if self.kind is lay.Kind.TERNARY:
             for role, flag, total in (
                 (lay.Role.ROW_FACTORS, lay.HAS_ROW_FACTORS, self.row_count),
                 (lay.Role.COLUMN_FACTORS, lay.HAS_COLUMN_FACTORS, self.column_count),
             ):
                 for chunk in range(lay.chunks_of(total) if self.flags & flag else 0):
-                    digest.update(self._factor_chunk(role, chunk, total))
+                    yield partial(self._factor_chunk, role, chunk, total)
             for chunk in range(self.chunks):
-                digest.update(self.mask_packed(chunk))
-                digest.update(self.sign_packed(chunk))
+                yield partial(self.mask_packed, chunk)
+                yield partial(self.sign_packed, chunk)
         else:
             for chunk in range(self.chunks):
-                digest.update(self.data(chunk))
+                yield partial(self.data, chunk)
+
+    def content_digest(self) -> bytes:
+        """Digest of the content, computed from what is stored (section 11.3): decodes everything."""
+        digest = self.digest()
+        for part in self.content():
+            digest.update(part())
         return digest.digest()
 
     def other_content(self, found: bytes) -> FormatError:

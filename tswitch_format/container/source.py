@@ -62,14 +62,7 @@ class PreadSource:
                     f"{self.name}: byte {offset} could not be read: {error.strerror or error}; check the disk"
                 ) from error
             if not part:
-                raise TruncatedError(
-                    rule="TSW-105",
-                    file=self.name,
-                    offset=offset,
-                    field="segment",
-                    expected=f"{length} more bytes",
-                    found="the end of the file",
-                )
+                raise _cut(self.name, offset, length)
             parts.append(part)
             offset += len(part)
             length -= len(part)
@@ -86,8 +79,11 @@ class PreadSource:
 
 
 class MmapSource:
-    """Maps the file, so that planes are used as they lie. If another program cuts the file meanwhile, touching the lost
-    part kills the process (SIGBUS): TSW files are published by rename and never changed, so do not write into them."""
+    """Maps the file, so that planes are used as they lie.
+
+    If another program cuts the file, `read` says so. Touching a lost part of what was read before still kills the process
+    (SIGBUS): TSW files are published by rename and never changed, so do not write into them.
+    """
 
     backend = "mmap"
 
@@ -104,7 +100,11 @@ class MmapSource:
         """See `Source.read`. A view of the mapping, no copy."""
         if self._closed:
             raise TswError(f"{self.name}: the file is closed; open it again")
-        return memoryview(self._map or b"")[offset : offset + length]
+        if self._map is None:
+            return memoryview(b"")
+        if self._map.size() < offset + length:  # of the file, as it is by now: 0.5 us
+            raise _cut(self.name, offset, offset + length - self._map.size())
+        return memoryview(self._map)[offset : offset + length]
 
     def close(self) -> None:
         """See `Source.close`. The mapping goes with the last view of it."""
@@ -113,6 +113,17 @@ class MmapSource:
             with contextlib.suppress(BufferError):  # views are alive: the garbage collector unmaps after them
                 self._map.close()
             self._map = None
+
+
+def _cut(name: str, offset: int, missing: int) -> TruncatedError:
+    return TruncatedError(
+        rule="TSW-105",
+        file=name,
+        offset=offset,
+        field="file",
+        expected=f"{missing} more bytes",
+        found="its end: it was cut after it was opened",
+    )
 
 
 def open_source(path: Path, backend: Backend) -> Source:

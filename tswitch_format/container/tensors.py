@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,11 +15,11 @@ from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPES
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container.document import Value
-from tswitch_format.container.report import Report
+from tswitch_format.container.names import Order
+from tswitch_format.container.report import Failure, Place, Report
 
-# Categories Cc, Zl and Zp, and bidirectional controls. One pattern: a look-up a character took seconds for a hostile index.
-_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _BITS = np.array([DTYPES[i].bits if i in DTYPES else 0 for i in range(256)], np.int64)
+_BLOCK = 1 << 16  # records at a time, where temporary arrays would take a multiple of the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class TensorList:
     @cached_property
     def elements(self) -> NDArray[np.int64]:
         """Number of elements of each tensor."""
-        return self._products(self.dims).astype(np.int64)
+        return self._products().astype(np.int64)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -83,6 +81,11 @@ class TensorList:
     def numbers(self) -> Mapping[str, int]:
         """Name -> number, for lists whose names differ."""
         return {name: number for number, name in enumerate(self.names)}
+
+    def find(self, name: str) -> int | None:
+        """Number of the first tensor of that name in a list in order, or None; without a dictionary of all names."""
+        number = bisect_left(self.names, name)  # code points order str as their UTF-8 bytes do
+        return number if number < len(self) and self.names[number] == name else None
 
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -116,95 +119,89 @@ class TensorList:
             "tensors": self.records.tobytes(),
         }
 
-    def _products(self, dims: NDArray[Any]) -> NDArray[Any]:
-        # A one before each tensor's dimensions gives reduceat something to start from, also where there are none.
-        starts = self.starts + np.arange(len(self))
-        padded = np.ones(dims.size + len(self), dims.dtype)
-        mask = np.ones(padded.size, np.bool_)
-        mask[starts] = False
-        padded[mask] = dims
-        return np.multiply.reduceat(padded, starts) if len(self) else padded
+    def _products(self) -> NDArray[np.float64]:
+        """Number of elements of each tensor: exact below 2^53, and a huge product does not wrap around to look small."""
+        products = np.ones(len(self))
+        for first in range(0, len(self), _BLOCK):
+            ndim = self.records["ndim"][first : first + _BLOCK]
+            starts = self.starts[first : first + _BLOCK]
+            for axis in range(int(ndim.max())):
+                some = np.flatnonzero(ndim > axis)
+                products[first + some] *= self.dims[starts[some] + axis]
+        return products
 
-    def check(self, field: str, report: Report, *, base: bool, minor: int) -> None:
-        """Check everything that section 5.3 says of the records, but for names, which `parse` has checked."""
+    def check(self, field: str, order: Order, minor: int, place: Place, report: Report, *, base: bool) -> None:
+        """Check everything that section 5.3 says of the records but for names, which `cut_names` has checked.
+
+        `order`: which names do not come after the one before.
+        """
         records = self.records
-        if records["ndim"].max(initial=0) > lay.MAX_DIMENSIONS:
-            raise report.fatal("TSW-403", f"{field}.ndim", f"at most {lay.MAX_DIMENSIONS}", str(records["ndim"].max()))
-        # Floats first: exact below 2^53, and free of the wrap-around that would let a huge product look small.
-        products = self._products(self.dims.astype(np.float64))
-        if self.dims.max(initial=0) > lay.MAX_SIZE or products.max(initial=0) > lay.MAX_SIZE:
-            raise report.fatal("TSW-403", f"{field}.dims", "dimensions and elements up to 2^48", "more")
-        bits = _BITS[records["dtype"]]
-        if (bits == 0).any():
-            worst = int(np.argmax(bits == 0))
-            raise report.newer(
-                "TSW-404", f"{field}.tensors[{worst}].dtype", "a known dtype", str(records["dtype"][worst])
-            )
-        ragged = (self.elements % 8 * bits) % 8 != 0
-        if ragged.any():
-            report.finding(
-                "TSW-404", f"{field}.tensors[{int(np.argmax(ragged))}]", "elements that fill whole bytes", "a rest"
-            )
-        known = lay.HAS_SHA256 | lay.HAS_SAMPLED if base else 0
         flags = records["flags"]
-        if minor <= lay.MINOR and (flags & ~np.uint32(known)).any():
-            report.finding("TSW-406", f"{field}.flags", f"no bits but 0x{known:X}", "others")
+
+        def each(
+            bad: NDArray[np.bool_], rule: str, what: str, expected: str, *, newer: bool = False, blocking: bool = False
+        ) -> None:
+            def describe(at: int) -> Failure:
+                found = records[what][at]
+                shown = found.tobytes().hex() if isinstance(found, np.void) else str(found)
+                return Failure(f"{field}.tensors[{at}].{what}", shown, place.of(records, at, what))
+
+            report.each(bad, rule, expected, describe, newer=newer, blocking=blocking)
+
+        each(records["ndim"] > lay.MAX_DIMENSIONS, "TSW-403", "ndim", f"at most {lay.MAX_DIMENSIONS}", blocking=True)
+        report.gate()  # what follows takes time for each axis
+        self._check_sizes(field, place, report)
+        bits = _BITS[records["dtype"]]
+        each(bits == 0, "TSW-404", "dtype", "a known dtype", newer=True)
+        each((self.elements % 8 * bits) % 8 != 0, "TSW-404", "dtype", "one whose elements fill whole bytes here")
+        known = lay.HAS_SHA256 | lay.HAS_SAMPLED if base else 0
+        if minor <= lay.MINOR:
+            each((flags & ~np.uint32(known)) != 0, "TSW-406", "flags", f"no bits but those of 0x{known:X}")
         for name, flag in (("sha256", lay.HAS_SHA256), ("sampled", lay.HAS_SAMPLED)):
-            absent = np.ascontiguousarray(records[name][(flags & flag) == 0])
-            if np.frombuffer(absent.tobytes(), np.uint8).any():
-                report.finding("TSW-406", f"{field}.{name}", "zero where absent", "something else")
-        # Code points order str as their UTF-8 bytes do.
-        keys: Iterable[Any] = self.names
-        if not base:  # one at a time, since the first that is out of order ends it
-            keys = ((s.name, s.dtype.id, len(s.shape), s.shape) for s in map(self.spec, range(len(self))))
-        for number, (before, after) in enumerate(itertools.pairwise(keys), 1):
-            if before >= after:
-                report.finding(
-                    "TSW-405",
-                    f"{field}.tensors[{number}]",
-                    f"a record after {self.names[number - 1]!r}",
-                    repr(self.names[number]),
-                )
-                break
+            each(((flags & flag) == 0) & any_set(records, name), "TSW-406", name, "zero where absent")
+        unordered = np.zeros(len(self), np.bool_)
+        unordered[order.wrong] = True
+        unordered[order.equal if base else self._unordered(order.equal)] = True
+
+        def after(at: int) -> Failure:
+            found = f"{self.names[at][:80]!r} after {self.names[at - 1][:80]!r}"
+            return Failure(f"{field}.tensors[{at}]", found, place.of(records, at))
+
+        report.each(unordered, "TSW-405", "records that ascend strictly", after, blocking=True)
+
+    def _check_sizes(self, field: str, place: Place, report: Report) -> None:
+        large = self._products() > lay.MAX_SIZE
+        # A dimension of 0 makes the product 0 whatever the others are.
+        beyond = np.flatnonzero(self.dims > lay.MAX_SIZE)
+        large[np.searchsorted(self.starts, beyond, side="right") - 1] = True
+
+        def shape(at: int) -> Failure:
+            offset = place.of(self.dims, int(self.starts[at]))
+            return Failure(f"{field}.tensors[{at}].shape", str(self.shape(at)), offset)
+
+        expected = f"dimensions and elements of at most {lay.MAX_SIZE}"
+        report.each(large, "TSW-403", expected, shape, blocking=True)
+        report.gate()
+
+    def _unordered(self, ties: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the records of `extra` with the name of the one before, those that do not come after it by the rest."""
+        bad = []
+        for name in ("dtype", "ndim"):
+            column = self.records[name]
+            bad.append(ties[column[ties - 1] > column[ties]])
+            ties = ties[column[ties - 1] == column[ties]]
+        for axis in range(lay.MAX_DIMENSIONS):
+            shorter = self.records["ndim"][ties] <= axis
+            bad.append(ties[shorter])  # they are the same
+            ties = ties[~shorter]
+            before, here = self.dims[self.starts[ties - 1] + axis], self.dims[self.starts[ties] + axis]
+            bad.append(ties[before > here])
+            ties = ties[before == here]
+        return np.concatenate([*bad, ties])
 
 
-def parse_names(blob: bytes, lengths: NDArray[Any], field: str, report: Report) -> list[str]:
-    """Cut and check the names of a tensor list."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if int(ends[-1] if ends.size else 0) != len(blob):
-        raise report.fatal("TSW-401", f"{field}.names", f"{ends[-1] if ends.size else 0} bytes", str(len(blob)))
-    starts = ends - lengths
-    spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-    short = lengths.min(initial=1) > 0 and lengths.max(initial=0) <= lay.MAX_NAME
-    if short and blob.isascii() and (text := blob.decode()).isprintable():  # almost all files: checked at once
-        return [text[start:end] for start, end in spans]
-    names: list[str] = []
-    for start, end in spans:
-        try:
-            name = blob[start:end].decode()
-        except UnicodeDecodeError as error:
-            raise report.fatal("TSW-402", f"{field}.names[{len(names)}]", "UTF-8", str(error)) from error
-        wrong = name_problem(name)
-        if wrong:
-            raise report.fatal("TSW-402", f"{field}.names[{len(names)}]", "a proper name", f"{wrong}: {name[:80]!r}")
-        names.append(name)
-    return names
-
-
-def name_problem(name: str) -> str | None:
-    """What is wrong with a name of a tensor or task (section 5.3), or None."""
-    if name.isascii():
-        if not 1 <= len(name) <= lay.MAX_NAME:
-            return f"{len(name)} bytes instead of 1 to {lay.MAX_NAME}"
-        return None if name.isprintable() else "a control character"
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        return "a lone surrogate"
-    if length > lay.MAX_NAME:
-        return f"{length} bytes instead of 1 to {lay.MAX_NAME}"
-    if not unicodedata.is_normalized("NFC", name):
-        return "not in normal form NFC"
-    if _FORBIDDEN.search(name):
-        return "a control, separator or bidi character"
-    return None
+def any_set(records: NDArray[Any], field: str) -> NDArray[np.bool_]:
+    """For each record of a table: whether a field has a bit that is set."""
+    begin, end = lay.span(records.dtype, field)
+    rows = records.view(np.uint8).reshape(len(records), records.itemsize)
+    return np.asarray(rows[:, begin:end].any(axis=1))

@@ -6,19 +6,25 @@ CRC32C and padding; "full" decodes everything and recomputes the entries' digest
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.container.digest import content_id
 from tswitch_format.container.reader import Container, Entry
-from tswitch_format.container.report import Report
+from tswitch_format.container.report import Report, StopReading
 from tswitch_format.errors import FormatError, OptionError, TswError, UnsupportedError
 
 Level = Literal["structure", "checksums", "full"]
 LEVELS = ("structure", "checksums", "full")
+_BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ def validate_file(path: str | PathLike[str], level: Level = "full") -> Validatio
     if level not in LEVELS:
         raise OptionError(f"level: expected {', '.join(LEVELS)}, found {level!r}")
     report = Report(str(path), collect=True)
+    unreadable = None
     newer = False
     try:
         container = Container(Path(path), backend="pread", report=report)
@@ -69,15 +76,16 @@ def validate_file(path: str | PathLike[str], level: Level = "full") -> Validatio
                 check_content(container, report, decode=level == "full")
         finally:
             container.close()
+    except StopReading:
+        pass  # why is in the report
     except FormatError as error:
         newer = isinstance(error, UnsupportedError)
         report.findings.append(error)
     except (TswError, OSError) as error:
-        return ValidationReport(str(path), level, (), unreadable=str(error))
+        unreadable = str(error)
     except MemoryError:
-        reason = f"{path}: there is not enough memory to check it; give more, or check at level 'checksums'"
-        return ValidationReport(str(path), level, (), unreadable=reason)
-    return ValidationReport(str(path), level, tuple(map(Finding.of, report.findings)), newer=newer)
+        unreadable = f"{path}: there is not enough memory to check it; give more, or check at level 'checksums'"
+    return ValidationReport(str(path), level, tuple(map(Finding.of, report.findings)), unreadable, newer)
 
 
 def raise_first(container: Container) -> None:
@@ -89,17 +97,14 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
     """Check padding and checksums of all segments, and with `decode` what they decode to, the digests and the content id."""
     end = lay.FRAME
     for number, task in enumerate(container.index.tasks):
-        for segment, record in enumerate(task.segments):
-            start = int(record["offset"])
-            _check_padding(container, end, start, report)
-            end = start + int(record["length"])
-            try:
-                container.segment(number, segment)
-            except FormatError as error:
-                report.take(error)
+        end = _check_paddings(container, task.segments, end, report)
         if decode:
             for entry in container.entries(number):
-                _check_entry(entry, number, report)
+                _check_entry(entry, report)
+        else:
+            for segment in range(len(task.segments)):
+                with _taking(report):
+                    container.segment(number, segment)
     _check_padding(container, end, container.frame.index_offset, report)
     recorded = container.index.content_id
     improper = any(found.rule == "TSW-501" for found in report.findings)  # names that content ids have no place for
@@ -107,23 +112,49 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
         _check_content_id(container, recorded, report)
 
 
-def _check_padding(container: Container, start: int, end: int, report: Report) -> None:
-    if end > start:
-        padding = bytes(container.read_padding(start, end))
-        if padding.strip(b"\0"):
-            at = start + len(padding) - len(padding.lstrip(b"\0"))
-            report.finding("TSW-702", "padding", "zero", f"0x{padding[at - start]:02x}", offset=at)
-
-
-def _check_entry(entry: Entry, task: int, report: Report) -> None:
+@contextmanager
+def _taking(report: Report) -> Iterator[None]:
+    """Take a FormatError from inside."""
     try:
-        found = entry.content_digest()
+        yield
     except FormatError as error:
-        if error.rule != "TSW-701":  # reported already, once for each segment
+        report.take(error)
+
+
+def _check_paddings(container: Container, segments: NDArray[Any], end: int, report: Report) -> int:
+    """Check what lies before each segment of a task, the first of which comes after `end`; where the last ends."""
+    if not len(segments):
+        return end
+    starts = segments["offset"].astype(np.int64)
+    ends = starts + segments["length"]
+    befores = np.concatenate([[end], ends[:-1]])
+    for number in np.flatnonzero(befores < starts).tolist():
+        _check_padding(container, int(befores[number]), int(starts[number]), report)
+    return int(ends[-1])
+
+
+def _check_padding(container: Container, start: int, end: int, report: Report) -> None:
+    # What is skipped is less than 4,096 bytes, but before an index that lies where it should not.
+    for first in range(start, end, _BLOCK):
+        padding = bytes(container.read_padding(first, min(first + _BLOCK, end)))
+        if padding.strip(b"\0"):
+            at = first + len(padding) - len(padding.lstrip(b"\0"))
+            report.finding("TSW-702", "padding", "zero", f"0x{padding[at - first]:02x}", offset=at)
+            return
+
+
+def _check_entry(entry: Entry, report: Report) -> None:
+    """Decode each segment of an entry once, in the order in which its digest takes what they hold."""
+    digest = entry.digest()
+    whole = True
+    for part in entry.content():
+        try:
+            digest.update(part())
+        except FormatError as error:
             report.take(error)
-        return
-    if entry.sha256 is not None and found != entry.sha256:
-        report.take(entry.other_content(found))
+            whole = False
+    if whole and entry.sha256 is not None and digest.digest() != entry.sha256:
+        report.take(entry.other_content(digest.digest()))
 
 
 def _check_content_id(container: Container, recorded: bytes, report: Report) -> None:

@@ -21,10 +21,12 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import content_id
-from tswitch_format.container.index import Index, TaskTable, parse
+from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.names import name_problem
+from tswitch_format.container.parse import parse
 from tswitch_format.container.report import Report
 from tswitch_format.container.segments import EncodedEntry
-from tswitch_format.container.tensors import TensorList, name_problem
+from tswitch_format.container.tensors import TensorList
 from tswitch_format.errors import FormatError, OptionError, TswError
 
 _BUFFER = 1 << 20  # bytes: many small segments make one write

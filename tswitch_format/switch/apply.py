@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format._dtypes import DType, Floats, compute_dtype, from_float, to_float
+from tswitch_format.errors import OptionError
 
 Codes = NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
 
@@ -35,6 +36,21 @@ class Scale:
     first_row: int = 0
 
 
+def proper_coefficient(coefficient: float, base: DType, where: str) -> float:
+    """A coefficient that is finite in the arithmetic of a base of type `base`. Raises OptionError."""
+    try:
+        value = float(coefficient)
+        with np.errstate(over="ignore"):
+            finite = bool(np.isfinite(compute_dtype(base).type(value)))
+    except (TypeError, ValueError, OverflowError):
+        finite = False
+    if not finite:
+        kind = compute_dtype(base).name
+        found = str(coefficient)[:40]
+        raise OptionError(f"{where}: expected a finite coefficient, found {found}; give a number that {kind} can hold")
+    return value
+
+
 def signed_values(
     scale: Scale,
     coefficient: float,
@@ -48,6 +64,18 @@ def signed_values(
     `positions`: of the active elements, counted from flat element `start`, ascending. Shape of the result: that of
     `positions`.
     """
+    with np.errstate(all="ignore"):  # beyond its range a product is infinity, or NaN: so says section 10
+        return _signed_values(scale, coefficient, dtype, start, positions, negative)
+
+
+def _signed_values(
+    scale: Scale,
+    coefficient: float,
+    dtype: DType,
+    start: int,
+    positions: NDArray[np.int64],
+    negative: NDArray[np.bool_],
+) -> Floats:
     kind = compute_dtype(dtype).type
     knob = kind(scale.knob)
     values: Floats
@@ -89,6 +117,13 @@ def apply_chunk(
 
     `terms`: for each task in order, positions of its active elements and their signed values.
     """
+    with np.errstate(all="ignore"):
+        return _apply_chunk(elements, base, target, terms)
+
+
+def _apply_chunk(
+    elements: NDArray[np.generic], base: DType, target: DType, terms: Sequence[tuple[NDArray[np.int64], Floats]]
+) -> NDArray[np.generic]:
     if base is target and len(terms) == 1:
         positions, values = terms[0]
         sums = np.empty(positions.size, values.dtype)

@@ -394,7 +394,7 @@ class _Job:
             return knob.FittedKnob(np.float32(0))
         options = self.options
         like = pair.base.dtype if options.paper else None
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             fitted = knob.fit(found, pair.base.shape, options.knob, options.knob_per, options.knob_dtype, like)
         if not np.isfinite(fitted.knob):
             raise NonFiniteError(

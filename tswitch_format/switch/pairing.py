@@ -13,7 +13,7 @@ import numpy as np
 
 from tswitch_format import _layout as lay
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
-from tswitch_format.container.tensors import name_problem
+from tswitch_format.container.names import name_problem
 from tswitch_format.container.writer import in_file_order
 from tswitch_format.errors import CheckpointError, OptionError
 from tswitch_format.switch.options import PackOptions

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._dtypes import DType
+from tswitch_format._dtypes import DTYPE_BY_NAME, DType
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format.checkpoint import (
     CheckpointReader,
@@ -24,7 +24,7 @@ from tswitch_format.checkpoint import (
     create_checkpoint,
 )
 from tswitch_format.errors import CheckpointError, OptionError, OutputError, TswError
-from tswitch_format.switch.apply import apply_chunk, signed_values
+from tswitch_format.switch.apply import apply_chunk, proper_coefficient, signed_values
 from tswitch_format.switch.base import check_base as check
 from tswitch_format.switch.base import file_name, stored_name
 from tswitch_format.switch.file import SwitchFile
@@ -122,12 +122,12 @@ def _pairs(file: SwitchFile, tasks: Tasks) -> list[tuple[str, float]]:
     pairs = (
         list(tasks.items()) if isinstance(tasks, Mapping) else [(t, 1.0) if isinstance(t, str) else t for t in tasks]
     )
-    for name, coefficient in pairs:
+    for name, _ in pairs:
         file.container.find(name)
-        with np.errstate(over="ignore"):
-            finite = bool(np.isfinite(np.float32(coefficient)))
-        if not finite:
-            raise OptionError(f"task {name!r}: expected a finite coefficient, found {coefficient}")
+    # In the widest arithmetic; in that of a tensor when it is planned.
+    pairs = [
+        (name, proper_coefficient(coefficient, DTYPE_BY_NAME["F64"], f"task {name!r}")) for name, coefficient in pairs
+    ]
     if len({name for name, _ in pairs}) != len(pairs):
         raise OptionError("tasks: one of them is named twice; give each once, with the sum of the coefficients")
     return pairs
@@ -153,6 +153,8 @@ def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str
                 outputs.append(_dense(name, terms[0][0]))
             continue
         spec = file.base.spec(target)
+        for switch, coefficient in terms:
+            proper_coefficient(coefficient, spec.dtype, f"task {switch.task!r}: tensor {name!r}")
         dtypes = {switch.target for switch, _ in terms}
         if len(dtypes) > 1:
             raise OptionError(

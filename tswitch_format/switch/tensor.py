@@ -16,7 +16,7 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container.reader import Entry
 from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import BaseMismatchError, OptionError
-from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, signed_values
+from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, proper_coefficient, signed_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +198,7 @@ class Switch:
             self._check_out(out, self._entry.dtype)
             return self._give(self.data(), out)
         base, target = self._check_array(array, check_base)
-        with np.errstate(over="ignore"):
-            if not np.isfinite(compute_dtype(base).type(coefficient)):
-                raise OptionError(f"tensor {self.name!r}: expected a finite coefficient, found {coefficient}")
+        coefficient = proper_coefficient(coefficient, base, f"tensor {self.name!r}")
         if coefficient == 0:  # leaves the tensor as it is, its type too (spec section 10)
             target = base
         self._check_out(out, target)
@@ -325,8 +323,9 @@ class Switch:
         self, coefficient: float, base: DType | None = None
     ) -> Iterator[tuple[ActiveChunk, tuple[NDArray[np.int64], Floats]]]:
         """Chunks with what is added to their active elements, for a base of type `base` or else the recorded one."""
+        dtype = base or self._base.dtype
+        coefficient = proper_coefficient(coefficient, dtype, f"tensor {self.name!r}")
         for chunk in self.chunks():
-            dtype = base or self._base.dtype
             values = signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, chunk.negative)
             yield chunk, (chunk.positions, values)
 

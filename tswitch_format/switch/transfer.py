@@ -40,7 +40,7 @@ def bundle(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, pr
     containers: list[Container] = []
     try:
         for path in paths:
-            containers.append(Container(Path(path)))
+            containers.append(_open(Path(path)))
         first = containers[0]
         for other in containers[1:]:
             _check_same_base(first, other)
@@ -57,7 +57,7 @@ def extract(
     path: str | PathLike[str], task: str, out: str | PathLike[str], *, progress: Progress | None = None
 ) -> Path:
     """Write one task of a file to a new file. Raises UnknownNameError, FormatError or OutputError."""
-    container = Container(Path(path))
+    container = _open(Path(path))
     try:
         _write(Path(out), _header(container.index), [(container, container.find(task))], progress)
     finally:
@@ -77,7 +77,7 @@ def repack(
     if profile not in lay.PROFILES:
         raise OptionError(f"profile: expected {' or '.join(lay.PROFILES)}, found {profile!r}")
     count = thread_count(threads)
-    container = Container(Path(path))
+    container = _open(Path(path))
     try:
         header = replace(_header(container.index), profile=profile)
         everything = [(container, number) for number in range(len(container.index.tasks))]
@@ -87,6 +87,18 @@ def repack(
     finally:
         container.close()
     return Path(out)
+
+
+def _open(path: Path) -> Container:
+    container = Container(path)
+    minor = container.frame.minor
+    if minor > lay.MINOR:
+        container.close()
+        raise OptionError(
+            f"{path}: expected a file of version {lay.FORMAT_VERSION}, found {lay.MAJOR}.{minor}, of which a copy could lose "
+            "what this version does not know; update tswitch-format"
+        )
+    return container
 
 
 def _header(index: Index) -> Index:

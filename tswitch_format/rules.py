@@ -32,7 +32,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "TSW-310": "a table is a whole number of records",
         "TSW-401": "names and dims are as long as the tensor records say",
         "TSW-402": "names are 1 to 1,024 bytes of NFC UTF-8 without control, separator or bidi characters",
-        "TSW-403": "tensors, dimensions and elements stay within the limits",
+        "TSW-403": "tensors, names, dimensions and elements stay within the limits",
         "TSW-404": "dtypes are known and elements fill whole bytes",
         "TSW-405": "tensor records ascend strictly",
         "TSW-406": "flags are known, and absent digests are zero",

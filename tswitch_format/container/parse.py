@@ -1,0 +1,158 @@
+"""The bytes of an index -> `Index`, with every check that needs no more than the index (spec sections 5, 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tswitch_format import _layout as lay
+from tswitch_format.container import document
+from tswitch_format.container.checks import check_tasks
+from tswitch_format.container.frame import Frame
+from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.names import cut_names, name_problem
+from tswitch_format.container.report import Place, Report
+from tswitch_format.container.tensors import TensorList
+
+_TYPES = {"map": dict, "array": list, "str": str, "bin": memoryview}
+_OPTIONAL = {"content_id", "id", "revision"}
+_LIST_KEYS: Mapping[str, str] = {"dims": "bin", "names": "bin", "tensors": "bin"}
+_BASE_KEYS: Mapping[str, str] = {**_LIST_KEYS, "aliases": "map", "id": "str", "revision": "str"}
+_TASK_KEYS: Mapping[str, str] = {
+    "checkpoint": "map",
+    "entries": "bin",
+    "metadata": "map",
+    "name": "str",
+    "recipe": "map",
+    "segments": "bin",
+}
+_KEYS: Mapping[str, str] = {
+    "base": "map",
+    "content_id": "bin",
+    "extra": "map",
+    "metadata": "map",
+    "profile": "str",
+    "tasks": "array",
+    "writer": "str",
+}
+
+
+def parse(data: bytes | memoryview, frame: Frame, report: Report) -> Index:
+    """Parse and check a decoded index. Raises FormatError, or StopReading where the report collects."""
+    return _Parser(data, frame, report).index()
+
+
+class _Parser:
+    def __init__(self, data: bytes | memoryview, frame: Frame, report: Report) -> None:
+        self._data = data
+        self._minor = frame.minor
+        self._frame = frame
+        self._report = report
+        self._place = Place(data, frame.index_offset, compressed=frame.index_encoding == lay.Encoding.ZSTD)
+
+    def index(self) -> Index:
+        report = self._report
+        doc = self._keys(document.decode(self._data, self._broken_document), _KEYS, "index")
+        base = self._keys(doc["base"], _BASE_KEYS, "base")
+        extra = self._keys(doc["extra"], _LIST_KEYS, "extra")
+        base_records = self._table(base["tensors"], lay.TENSOR, "base.tensors")
+        extra_records = self._table(extra["tensors"], lay.TENSOR, "extra.tensors")
+        tensors = len(base_records) + len(extra_records)
+        if tensors > lay.MAX_TENSORS:
+            raise report.fatal("TSW-403", "tensors", f"at most {lay.MAX_TENSORS}", str(tensors))
+        names = len(base["names"]) + len(extra["names"])
+        if names > lay.MAX_NAMES:
+            raise report.fatal("TSW-403", "names", f"at most {lay.MAX_NAMES} bytes in both lists", str(names))
+        if doc["profile"] not in lay.PROFILES:
+            raise report.newer("TSW-308", "profile", " or ".join(lay.PROFILES), repr(doc["profile"][:80]))
+        content_id = doc.get("content_id")
+        if content_id is not None and len(content_id) != 32:
+            report.finding("TSW-307", "content_id", "32 bytes", str(len(content_id)), offset=self._place.of(content_id))
+            content_id = None
+        tasks = [self._task(member, f"tasks[{number}]") for number, member in enumerate(doc["tasks"])]
+        metadata = self._texts(doc["metadata"], "metadata")
+        index = Index(
+            self._tensor_list(base, base_records, "base"),
+            self._tensor_list(extra, extra_records, "extra"),
+            tasks,
+            doc["profile"],
+            base["aliases"],
+            base.get("id"),
+            base.get("revision"),
+            metadata,
+            doc["writer"],
+            None if content_id is None else bytes(content_id),
+        )
+        report.gate()
+        self._check_aliases(index)
+        report.gate()
+        check_tasks(index, self._frame, self._place, report)
+        return index
+
+    def _broken_document(self, rule: str, expected: str, found: str, position: int) -> Exception:
+        return self._report.fatal(rule, "index", expected, found, offset=self._place.at(position))
+
+    def _keys(self, value: Any, keys: Mapping[str, str], where: str) -> dict[str, Any]:
+        """A map that has these keys with values of these types; what builds on others makes no sense."""
+        report = self._report
+        if not isinstance(value, dict):
+            raise report.fatal("TSW-307", where, "a map", document.type_name(value))
+        for key, kind in keys.items():
+            if key not in value:
+                if key not in _OPTIONAL:
+                    report.blocking("TSW-307", f"{where}.{key}", "the key", "none")
+            elif not isinstance(value[key], _TYPES[kind]):
+                report.blocking("TSW-307", f"{where}.{key}", kind, document.type_name(value[key]))
+        if self._minor <= lay.MINOR:
+            for key in value.keys() - keys.keys():
+                report.finding("TSW-307", f"{where}.{key[:80]!r}", "no such key", "it")
+        report.gate()
+        return value
+
+    def _texts(self, value: dict[str, Any], where: str) -> Mapping[str, str]:
+        for key, text in value.items():
+            if not isinstance(text, str):
+                self._report.finding("TSW-307", f"{where}.{key[:80]!r}", "str", document.type_name(text))
+        return value
+
+    def _table(self, data: memoryview, record: np.dtype[Any], where: str) -> NDArray[Any]:
+        if len(data) % record.itemsize:
+            offset = self._place.of(data)
+            expected = f"a multiple of {record.itemsize} bytes"
+            self._report.blocking("TSW-310", where, expected, str(len(data)), offset=offset)
+            self._report.gate()
+        return np.frombuffer(data, record)
+
+    def _task(self, member: Any, where: str) -> TaskTable:
+        task = self._keys(member, _TASK_KEYS, where)
+        return TaskTable(
+            task["name"],
+            self._table(task["entries"], lay.ENTRY, f"{where}.entries"),
+            self._table(task["segments"], lay.SEGMENT, f"{where}.segments"),
+            *(self._texts(task[key], f"{where}.{key}") for key in ("recipe", "checkpoint", "metadata")),
+        )
+
+    def _tensor_list(self, doc: dict[str, Any], records: NDArray[Any], where: str) -> TensorList:
+        dims = int(records["ndim"].sum(dtype=np.int64))
+        if len(doc["dims"]) != dims * 8:
+            offset = self._place.of(doc["dims"])
+            self._report.blocking("TSW-401", f"{where}.dims", f"{dims * 8} bytes", str(len(doc["dims"])), offset=offset)
+        names, order = cut_names(doc["names"], records["name_length"], where, self._place, self._report)
+        self._report.gate()
+        made = TensorList(names, records, np.frombuffer(doc["dims"], "<u8"))
+        made.check(where, order, self._minor, self._place, self._report, base=where == "base")
+        return made
+
+    def _check_aliases(self, index: Index) -> None:
+        for name, target in index.aliases.items():
+            wrong = name_problem(name) or ("the name of a tensor" if index.base.find(name) is not None else None)
+            where = f"base.aliases.{name[:80]!r}"
+            if wrong:
+                self._report.blocking("TSW-407", where, "a proper name that the base has not", wrong)
+            if not isinstance(target, int):
+                self._report.blocking("TSW-307", where, "unsigned integer", document.type_name(target))
+            elif target >= len(index.base):
+                self._report.blocking("TSW-407", where, f"a number below {len(index.base)}", str(target))
