@@ -349,9 +349,6 @@ def test_info_names_baselines_and_cuts_nothing_in_a_pipe(run: Run, pack: Callabl
     assert "tensor projection row-col u8" in text
 
 
-# validate
-
-
 def flipped(path: Path, at: int, name: str = "bad.tsw", by: int = 1) -> Path:
     """A copy with other bits at one place."""
     data = bytearray(path.read_bytes())
@@ -359,73 +356,6 @@ def flipped(path: Path, at: int, name: str = "bad.tsw", by: int = 1) -> Path:
     made = path.parent / name
     made.write_bytes(data)
     return made
-
-
-def test_validate_exit_codes(run: Run, pack: Callable[..., Path], tmp_path: Path) -> None:
-    good = pack("math")
-    bad = flipped(good, 70)
-    newer = flipped(good, 8, "newer.tsw", by=3)
-    missing = tmp_path / "missing.tsw"
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert run("validate", good).stdout == f"{good}: valid\n"
-    assert run("validate", good, "-q").output == ""
-    for level in ("checksums", "full"):
-        result = run("validate", bad, "--level", level)
-        assert result.exit_code == 1
-        assert result.stdout.startswith(f"{bad}: byte 64: ") and "[TSW-701]\n" in result.stdout
-        assert "expected CRC32C" in result.stdout
-    assert run("validate", bad, "--level", "structure").exit_code == 0
-    assert run("validate", newer).exit_code == 4
-    result = run("validate", missing)
-    assert result.exit_code == 3 and result.stdout.startswith(f"{missing}: could not be read: ")
-    (found,) = json.loads(run("validate", missing, "--format", "json").stdout)["files"]
-    assert (found["ok"], found["findings"]) == (False, []) and "No such file" in found["unreadable"]
-    failed(run("validate", empty), 5)
-    assert run("validate", good, newer).exit_code == 4
-    assert run("validate", newer, bad, good).exit_code == 1
-    assert run("validate", newer, bad, missing, good).exit_code == 3
-
-
-def test_validate_json(run: Run, pack: Callable[..., Path]) -> None:
-    good = pack("math")
-    bad = flipped(good, 70)
-    result = run("validate", good, bad, "--format", "json", "--level", "checksums")
-    assert result.exit_code == 1
-    found = json.loads(result.stdout)
-    assert set(found) == {"version", "level", "files", "summary"}
-    assert (found["version"], found["level"]) == (1, "checksums")
-    assert found["summary"] == {"files": 2, "valid": 1, "invalid": 1}
-    assert found["files"][0] == {"file": str(good), "ok": True, "unreadable": None, "findings": []}
-    assert (found["files"][1]["file"], found["files"][1]["ok"]) == (str(bad), False)
-    finding = found["files"][1]["findings"][0]
-    assert set(finding) == {"rule", "severity", "file", "offset", "field", "expected", "found", "message"}
-    assert (finding["rule"], finding["file"], finding["offset"]) == ("TSW-701", str(bad), 64)
-
-
-def test_validate_takes_folders_and_standard_input(run: Run, pack: Callable[..., Path], tmp_path: Path) -> None:
-    good = pack("math")
-    (tmp_path / "sub").mkdir()
-    deeper = flipped(good, 70, "sub/b.tsw")
-    result = run("validate", tmp_path)
-    valid, invalid = result.stdout.splitlines()
-    assert valid == f"{good}: valid" and invalid.startswith(f"{deeper}: byte 64: ")
-    assert result.exit_code == 1
-    assert run("validate", "-", stdin=good.read_bytes()).stdout == "-: valid\n"
-    result = run("validate", "-", "--format", "json", stdin=good.read_bytes()[:-5])
-    assert result.exit_code == 1
-    (finding,) = json.loads(result.stdout)["files"][0]["findings"]
-    assert finding["file"] == "-" and finding["message"].startswith("-: ")
-    assert run("validate", "-", stdin=b"").exit_code == 1
-
-
-def test_validate_checks_the_base(run: Run, base: Path, pack: Callable[..., Path], tmp_path: Path) -> None:
-    good = pack("math")
-    assert run("validate", good, "--base", base).exit_code == 0
-    save_file(arrays(seed=7), tmp_path / "other.safetensors")
-    result = run("validate", good, "--base", tmp_path / "other.safetensors")
-    assert result.exit_code == 1 and "[TSW-902]" in result.stdout
-    failed(run("validate", good, "--base", tmp_path / "none.safetensors"), 3)
 
 
 # bundle, extract, repack, digest, diff

@@ -46,6 +46,7 @@ _LOAD_ERRORS = (
     ValueError,
     pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 

@@ -1,39 +1,48 @@
-"""`tsw validate`: a report and an exit code for pipelines."""
+"""`tsw validate`: a report and an exit code for pipelines. What it does is in `tswitch_tools.validation`."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-import tswitch_format as tsw
 from tswitch_format.container.verify import Level
-from tswitch_tools.commands import options
-from tswitch_tools.commands.failure import Failure
+from tswitch_format.errors import OutputError
+from tswitch_tools.commands.failure import Failure, Misuse
 from tswitch_tools.progress import progress_bar
-from tswitch_tools.text import printable
+from tswitch_tools.validation.channel import Channel, ReportFile, StandardOutput
+from tswitch_tools.validation.checker import Checker, base_problem
+from tswitch_tools.validation.json_report import JsonReport
+from tswitch_tools.validation.junit_report import JunitReport
+from tswitch_tools.validation.pool import check_all
+from tswitch_tools.validation.result import NO_FILES, Result, Tally
+from tswitch_tools.validation.sarif_report import SarifReport
+from tswitch_tools.validation.targets import Target, find_targets, standard_input
+from tswitch_tools.validation.text_report import TextReport
+from tswitch_tools.validation.writer import Writer
 
-_VALID, _INVALID, _UNREADABLE, _NEWER, _NO_FILES = 0, 1, 3, 4, 5
-_WORST_FIRST = (_UNREADABLE, _INVALID, _NEWER, _VALID)
-_STDIN = Path("-")
+_PATH = click.Path(path_type=str, readable=False)  # as written: in a Path, "./-" would be standard input
+_FORMATS: Mapping[str, Callable[[str, bool], Writer]] = {
+    "text": lambda level, quiet: TextReport(quiet),
+    "json": lambda level, quiet: JsonReport(level),
+    "sarif": lambda level, quiet: SarifReport(),
+    "junit": lambda level, quiet: JunitReport(),
+}
 
 
 class _NoFiles(Failure):
-    exit_code = _NO_FILES
+    exit_code = NO_FILES
 
 
-class _Unreadable(Failure):
-    exit_code = _UNREADABLE
+class _Unfinished(Failure):
+    exit_code = 3  # not 1, which would say that a file is invalid
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=options.PATH, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=_PATH, metavar="FILE...")
 @click.option(
     "--level",
     type=click.Choice(["structure", "checksums", "full"]),
@@ -41,30 +50,48 @@ class _Unreadable(Failure):
     show_default=True,
     help="Index only; also the checksums of all bytes; also decode everything and check digests.",
 )
-@click.option("--base", type=options.PATH, metavar="BASE", help="Check also that this is the base of the files.")
+@click.option("--base", type=_PATH, metavar="BASE", help="Check also that this is the base of the files.")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(list(_FORMATS)),
     default="text",
     show_default=True,
     help="Form of the report.",
 )
+@click.option("-o", "--out", type=_PATH, metavar="OUT", help="Write the report here, and text to standard output.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Check so many files at once, each in its own process.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and no lines for valid files.")
 @click.pass_context
 def validate(
-    ctx: click.Context, *, files: tuple[Path, ...], level: Level, base: Path | None, form: str, quiet: bool
+    ctx: click.Context,
+    *,
+    files: tuple[str, ...],
+    level: Level,
+    base: str | None,
+    form: str,
+    out: str | None,
+    jobs: int,
+    quiet: bool,
 ) -> None:
     """Check files against the specification.
 
-    FILE may be a folder, which stands for all .tsw files below it, or - for standard input.
+    FILE may be a folder, which stands for all .tsw files below it, or - for standard input. A file that is named twice is
+    checked once.
 
     \b
     Exit codes:
       0  all files are valid
-      1  a file is invalid
+      1  a file is invalid, or not of this base
       2  wrong usage
-      3  a file, or the base, could not be read
+      3  a file, or the base, could not be read, or the report not be written
       4  a file needs a newer reader
       5  there are no files
     With several files the worst wins, in the order 3, 1, 4, 0.
@@ -73,103 +100,89 @@ def validate(
     Examples:
       tsw validate math.tsw
       tsw validate experts/ --level checksums --format json > report.json
+      tsw validate experts/ --format sarif -o report.sarif --jobs 4
       curl URL | tsw validate -
     """
-    paths = _expand(files)
-    if not paths:
+    targets = find_targets(files)
+    tally = Tally()
+    with ExitStack() as stack, _finishing():
+        channels = _channels(stack, form, out, level, quiet, [*targets, *([Target(base, base)] if base else [])])
+        for channel in channels:
+            channel.begin()
+        for result in _results(targets, level, base, jobs, quiet):
+            tally.add(result)
+            for channel in channels:
+                channel.add(result)
+            if all(channel.problem for channel in channels):
+                break  # nobody would know
+        for channel in channels:
+            channel.end(tally)
+    problems = [channel.problem for channel in channels if channel.problem]
+    if problems:
+        raise _Unfinished("; ".join(problems) + "; make room, or name another place with -o")
+    if not targets:
         raise _NoFiles("no .tsw files in what was named; check the path")
-    reports = []
-    with progress_bar("validate", quiet=quiet) as progress:
-        sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
-        for number, path in enumerate(paths):
-            reports.append(_check(path, level, base))
-            if progress:
-                progress(sum(sizes[: number + 1]), sum(sizes))
-    if form == "json":
-        options.print_json(_document(level, reports))
-    else:
-        _print_text(reports, quiet)
-    codes = {_code(report) for _, report in reports}
-    ctx.exit(next(code for code in _WORST_FIRST if code in codes))
-
-
-def _expand(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the .tsw files below them."""
-    found = []
-    for path in paths:
-        found += sorted(p for p in path.rglob("*.tsw") if p.is_file()) if path.is_dir() else [path]
-    return found
-
-
-def _check(path: Path, level: Level, base: Path | None) -> tuple[Path, tsw.ValidationReport]:
-    with _readable(path) as readable:
-        try:
-            return path, tsw.validate(readable, level=level, base=base)
-        except tsw.CheckpointError as error:
-            raise _Unreadable(str(error)) from error
+    ctx.exit(tally.code)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[Path]:
-    """A path to read the file from: standard input is copied into a temporary file."""
-    if path != _STDIN:
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(suffix=".tsw") as spool:
-        try:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-            spool.flush()
-        except OSError as error:
-            raise _Unreadable(f"standard input could not be read: {error.strerror or error}") from error
-        yield Path(spool.name)
+def _finishing() -> Iterator[None]:
+    """What goes wrong outside of any one file, such as the start of a process, is no file's fault."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise _Unfinished(f"the check could not be finished: {reason}; try again, with fewer --jobs") from error
+    except MemoryError as error:
+        raise _Unfinished("the check could not be finished: not enough memory; use fewer --jobs") from error
 
 
-def _code(report: tsw.ValidationReport) -> int:
-    if report.unreadable is not None:
-        return _UNREADABLE
-    if report.newer:
-        return _NEWER
-    return _VALID if report.ok else _INVALID
+def _channels(
+    stack: ExitStack, form: str, out: str | None, level: str, quiet: bool, inputs: Sequence[Target]
+) -> list[Channel]:
+    """The report on standard output; or in a file, and text on standard output."""
+    if out is None:
+        return [Channel(StandardOutput(), _FORMATS[form](level, quiet))]
+    if any(_same_file(out, target.path) for target in inputs):
+        raise Misuse(f"-o: {out} is one of the files to check; name another file for the report")
+    try:
+        sink = ReportFile(out)
+    except OutputError as error:
+        raise _Unfinished(str(error)) from error
+    stack.callback(sink.abort)
+    return [Channel(StandardOutput(), TextReport(quiet)), Channel(sink, _FORMATS[form](level, quiet))]
 
 
-def _document(level: str, reports: Sequence[tuple[Path, tsw.ValidationReport]]) -> dict[str, Any]:
-    valid = sum(report.ok for _, report in reports)
-    return {
-        "version": 1,
-        "level": level,
-        "files": [
-            {
-                "file": str(path),
-                "ok": report.ok,
-                "unreadable": report.unreadable,
-                "findings": [_finding(path, report, found) for found in report.findings],
-            }
-            for path, report in reports
-        ],
-        "summary": {"files": len(reports), "valid": valid, "invalid": len(reports) - valid},
-    }
+def _same_file(a: str, b: str) -> bool:
+    try:
+        return Path(a).samefile(b)
+    except OSError:
+        return False
 
 
-def _finding(path: Path, report: tsw.ValidationReport, finding: tsw.Finding) -> dict[str, Any]:
-    return {
-        "rule": finding.rule,
-        "severity": finding.severity,
-        "file": str(path),
-        "offset": finding.offset,
-        "field": finding.field,
-        "expected": finding.expected,
-        "found": finding.found,
-        "message": finding.message.replace(str(report.file), str(path)),  # standard input has a temporary name
-    }
+def _results(targets: Sequence[Target], level: Level, base: str | None, jobs: int, quiet: bool) -> Iterator[Result]:
+    """All results. A base that cannot be opened is one of them, the first; the files are checked all the same."""
+    problem = None if base is None or not targets else base_problem(base)
+    if base is not None and problem is not None:
+        yield Result.unread(base, problem, level)
+        base = None
+    with standard_input(targets) as readable, _progress(readable, quiet) as done:
+        for result, target in zip(check_all(readable, Checker(level, base), jobs), readable, strict=True):
+            done(target)
+            yield result
 
 
-def _print_text(reports: Sequence[tuple[Path, tsw.ValidationReport]], quiet: bool) -> None:
-    for path, report in reports:
-        for finding in report.findings:
-            where = f"{path}: " if finding.offset is None else f"{path}: byte {finding.offset}: "
-            text = f"{finding.field}: expected {finding.expected}, found {finding.found} [{finding.rule}]"
-            click.echo(printable(where + text))
-        if report.unreadable is not None:
-            click.echo(printable(report.unreadable))
-        elif report.ok and not quiet:
-            click.echo(f"{printable(path)}: valid")
+@contextmanager
+def _progress(targets: Sequence[Target], quiet: bool) -> Iterator[Callable[[Target], None]]:
+    """A progress bar, unless lines on the same terminal show how far it is."""
+    with progress_bar("validate", quiet=quiet or os.isatty(1)) as update:
+        sizes = {target: target.size for target in targets} if update else {}
+        total, sofar = sum(sizes.values()), 0
+
+        def done(target: Target) -> None:
+            nonlocal sofar
+            if update:
+                sofar += sizes[target]
+                update(sofar, total)
+
+        yield done
