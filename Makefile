@@ -1,5 +1,7 @@
 # make demo    the main job on real data, from nothing but a clone
 # make test    what CI runs: lint, format, types, tests
+# make test-full  the same and the slow tests: every flipped bit, every crash, the suite's largest files (tests/README.md)
+# make fuzz SECONDS=60  all fuzzing harnesses (fuzz/README.md)
 # make bench   every figure that the README quotes (benchmarks/README.md)
 
 PYTHON ?= python3.11
@@ -7,12 +9,15 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-full lint format fuzz bench clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
 test: lint
+	$(BIN)/pytest -m 'not slow'
+
+test-full: lint
 	$(BIN)/pytest
 
 lint: $(READY)
@@ -23,6 +28,12 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# With Atheris where it can be installed, else with mutations of our own; fuzz/README.md.
+SECONDS ?= 60
+fuzz: $(READY)
+	-$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m fuzz all --seconds $(SECONDS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks size

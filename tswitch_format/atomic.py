@@ -4,13 +4,17 @@
     AtomicFolder   the same for a folder of files
     WritableFile   one file of either: written in any order, from any thread
 
-Until `commit` nothing is visible under the final name; whatever stood there stays. After `abort`, or an error, no partial
-file is left. Permissions are as umask says. Every OSError comes out as OutputError with the path in it.
+Until `commit` nothing is visible under the final name; whatever stood there stays. `abort`, which an error in `commit`
+calls too, takes the temporary file away. A process that is killed leaves it: a name that begins with a dot and ends in .tmp,
+new in every run, so no later one trips over it; none removes it either, as its owner may be alive. A symbolic link under the
+final name is replaced itself, what it points to stays. Permissions are as umask says. Every OSError comes out as OutputError
+with the path in it. tests/crash shows what is left after a crash at any moment, and that no fsync here can go.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -30,18 +34,31 @@ _MAX_WRITE = 1 << 30
 # s at 2 MiB). Measured once, on 2026-11-20, on an SSD. With other work to do meanwhile, most of that time is free.
 _WRITE_BEHIND = 1 << 25
 
+_WHAT_TO_DO = {
+    "free some space, or name another output": (errno.ENOSPC, errno.EDQUOT),
+    "name an output on a file system that takes files of this size": (errno.EFBIG,),
+    "check the permissions of its folder, or name another output": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "check that its folder is still there, then run it again": (errno.ENOENT,),
+    "raise the number of files that may be open, or close other programs": (errno.EMFILE, errno.ENFILE),
+    "name another output": (
+        errno.EBUSY, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOTEMPTY
+    ),
+}  # fmt: skip
+_ADVICE = {number: advice for advice, numbers in _WHAT_TO_DO.items() for number in numbers}
+
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into an OutputError that names `path` and says what is left."""
+    """Turn an OSError inside into an OutputError that names `path`, and says what is left and what to do."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
+        advice = _ADVICE.get(error.errno or 0, "check the disk, then run it again")
         raise OutputError(
-            f"{path}: could not be written: {reason}; what was there before is unchanged, no partial file is left"
+            f"{path}: could not be written: {reason}; what was there before is unchanged; {advice}"
         ) from error
 
 
@@ -71,6 +88,8 @@ class WritableFile:
         with output_errors(self._shown):
             while view.nbytes:
                 written = os.pwrite(self._fd, view[:_MAX_WRITE], offset)
+                if not written:  # no regular file does this; going on would be going on for ever
+                    raise OSError(errno.EIO, "the system wrote none of the bytes it was given")
                 view = view[written:]
                 offset += written
             self._write_behind(begin, offset)
@@ -111,11 +130,12 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_dir():
-            raise OutputError(f"{path}: expected the name of a file to write, found a folder; name a file in it")
-        if path.exists() and not path.is_file():  # a device or pipe would be replaced, not written to
-            raise OutputError(f"{path}: expected a regular file or none, found a special one; name another output")
-        _check_parent(path)
+        with output_errors(path):
+            _check_name(path)
+            if path.is_dir():
+                raise OutputError(f"{path}: expected the name of a file to write, found a folder; name a file in it")
+            if path.exists() and not path.is_file():  # a device or pipe would be replaced, not written to
+                raise OutputError(f"{path}: expected a regular file or none, found a special one; name another output")
         self._temporary = _temporary(path)
         self._file = WritableFile(self._temporary, path)
         self._end = 0
@@ -165,11 +185,19 @@ class AtomicFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise OutputError(
-                f"{path}: expected a folder that does not exist yet or is empty; name another, or remove it first"
-            )
-        _check_parent(path)
+        with output_errors(path):
+            _check_name(path)
+            if path.name in ("", ".."):  # what cannot be renamed is found out now, not when all has been written
+                raise OutputError(f"{path}: expected the name of a folder, found a way to one; give its name")
+            if path.is_symlink():
+                raise OutputError(
+                    f"{path}: expected a folder that does not exist yet or is empty, found a symbolic link; "
+                    "name the folder it points to"
+                )
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise OutputError(
+                    f"{path}: expected a folder that does not exist yet or is empty; name another, or remove it first"
+                )
         self._temporary = _temporary(path)
         self._files: list[WritableFile] = []
         self._committed = False
@@ -208,10 +236,13 @@ class AtomicFolder:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable. Does nothing on file systems that say they have no such operation."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as some shared folders of virtual machines answer; then there is no way
+            raise
     finally:
         os.close(fd)
 
@@ -227,7 +258,9 @@ def _make_name_durable(path: Path) -> None:
         ) from error
 
 
-def _check_parent(path: Path) -> None:
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r}: expected a path, found a zero byte in it; name another output")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
 

@@ -83,9 +83,8 @@ def test_any_failure_leaves_what_was_there(
             Failing(patch, name, OSError(number, os.strerror(number)), nth)
             with pytest.raises(OutputError) as caught:
                 write(place)
-        assert str(caught.value) == (
-            f"{place}: could not be written: {os.strerror(number)}; "
-            "what was there before is unchanged, no partial file is left"
+        assert str(caught.value).startswith(
+            f"{place}: could not be written: {os.strerror(number)}; what was there before is unchanged; "
         )
         assert place.read_bytes() == OLD
         assert names_in(place.parent) == ["out.tsw"]
@@ -250,7 +249,7 @@ def test_more_dimensions_than_the_format_has_are_refused(place: Path) -> None:
 def test_more_aliases_than_the_format_has_are_refused(place: Path) -> None:
     base, tuned = np.zeros(3, np.float32), np.ones(3, np.float32)
     names = [f"{number}" for number in range(4098)]
-    with pytest.raises(TswError, match="4097 exceeds"):
+    with pytest.raises(TswError, match="at most 4096 members, found 4097"):
         tsw.pack(dict.fromkeys(names, base), dict.fromkeys(names, tuned), place)
     assert place.read_bytes() == OLD
 
