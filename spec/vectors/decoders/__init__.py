@@ -1,0 +1,1 @@
+"""Decoders that the suite has been run with."""

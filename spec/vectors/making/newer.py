@@ -1,0 +1,185 @@
+"""Files of version 1.7: what a reader of 1.0 reads all the same, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from making.material import BARE, W, plain, raw_frame
+from making.model import Dense, File, Task, Tensor, Ternary
+from making.suite import Suite
+from making.writing import edit, splice
+
+_FILE = replace(plain(), minor=7)
+_WITH_DIGESTS = File([W], [Task("t", [Ternary(W)])], minor=7)
+
+
+def add(suite: Suite) -> None:
+    """Add all of them."""
+    _read(suite)
+    _refused(suite)
+
+
+def _set(*path: Any, value: Any) -> Any:
+    def change(doc: Any) -> None:
+        for step in path[:-1]:
+            doc = doc[step]
+        doc[path[-1]] = value
+
+    return change
+
+
+def _nested(levels: int) -> Any:
+    """Arrays, so many one in the other."""
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def _read(suite: Suite) -> None:
+    suite.newer("nothing-new", _WITH_DIGESTS, "a later minor version that uses nothing new")
+    suite.newer("largest-minor", replace(_FILE, minor=65535), "minor version 65,535")
+    for name, path in (
+        ("document", ("another",)),
+        ("document-first", ("aaa",)),
+        ("document-last", ("zzz",)),
+        ("base", ("base", "another")),
+        ("extra", ("extra", "another")),
+        ("task", ("tasks", 0, "another")),
+    ):
+        for kind, value in (
+            ("number", 1 << 40),
+            ("map", {"a": [b"", "", 7, {"b": {}}]}),
+            ("bin", bytes(300)),
+            ("str", "text"),
+            ("array", [[]] * 20),
+        ):
+            if name in ("document", "task") or kind == "map":
+                suite.newer(
+                    f"key-in-{name}-{kind}",
+                    _FILE,
+                    f"an unknown key in {name}: {kind}",
+                    document=_set(*path, value=value),
+                )
+    suite.newer(
+        "depth-8",
+        _FILE,
+        "an unknown key whose value reaches the eighth level",
+        document=_set("another", value=_nested(7)),
+    )
+    suite.newer(
+        "array-of-4096", _FILE, "an unknown key with 4,096 numbers", document=_set("another", value=list(range(4096)))
+    )
+    for bit in (0, 1, 63):
+        suite.newer(
+            f"optional-feature-{bit}", _FILE, f"optional feature {bit}", prologue={"optional_features": 1 << bit}
+        )
+    suite.newer("reserved-prologue", _FILE, "reserved bytes of the prologue", prologue={"reserved": b"\1\2\3"})
+    suite.newer("reserved-trailer", _FILE, "reserved bytes of the trailer", trailer={"reserved": b"\xff\xff\xff"})
+    suite.newer("reserved-entry", _FILE, "the reserved field of an entry", placed=edit("entries", reserved=0xDEADBEEF))
+    suite.newer("reserved-segment", _FILE, "the reserved field of a segment", placed=edit("segments", 1, reserved=9))
+    suite.newer("flags-tensor", _FILE, "unknown flags of a tensor record", placed=edit("base", flags=0xFFFFFFFC))
+    suite.newer("flags-entry", _FILE, "unknown flags of an entry", placed=edit("entries", flags=0xF8))
+    added = replace(_FILE, tasks=[Task("t", [Dense(Tensor("x", "U8", (3,)), digest=False)])])
+    suite.newer("flags-extra", added, "unknown flags of an extra record", placed=edit("extra", flags=0x80000000))
+
+
+def _refused(suite: Suite) -> None:
+    def bad(name: str, rule: str, why: str, file: File = _FILE, **hooks: Any) -> None:
+        suite.newer(f"{name}", file, why, rule=f"TSW-{rule}", **hooks)
+
+    for bit in (0, 40):
+        bad(f"required-feature-{bit}", "103", f"required feature {bit}", prologue={"required_features": 1 << bit})
+    bad(
+        "both-features",
+        "103",
+        "an optional and a required feature",
+        prologue={"required_features": 1 << 5, "optional_features": 2},
+    )
+    bad("next-major", "102", "version 2.0", replace(_FILE, minor=0), prologue={"major": 2})
+    bad("next-major-other-crc", "102", "version 2.7 whose prologue has no CRC32C", prologue={"major": 2, "crc32c": 0})
+    bad("index-encoding", "106", "index encoding 2", prologue={"index_encoding": 2})
+    bad("profile", "308", "profile `streamed`", replace(_FILE, profile="streamed"))
+    bad(
+        "dtype",
+        "404",
+        "dtype 21 of a base tensor without an entry",
+        replace(_FILE, tasks=[]),
+        placed=edit("base", dtype=21),
+    )
+    bad("dtype-entry", "404", "dtype 21 of an entry", placed=edit("entries", dtype=21))
+    bad("kind-masked", "503", "kind 2, masked", placed=edit("entries", kind=2))
+    bad("kind", "503", "kind 5", placed=edit("entries", kind=5))
+    bad("role", "601", "role 6", placed=edit("segments", 1, role=6))
+    bad("codec-plane", "606", "plane codec 6", placed=edit("segments", codec=6))
+    dense = File([BARE], [Task("t", [Dense(BARE, digest=False)])], content_id=False, minor=7)
+    bad("codec-data", "606", "data codec 18", dense, placed=edit("segments", codec=18))
+    # All other rules hold.
+    bad("crc", "104", "the prologue's CRC32C", prologue={"crc32c": 0})
+    bad("key-missing", "307", "`writer` is missing", document=lambda doc: doc.pop("writer"))
+    bad("value-of-other-type", "307", "`metadata` is an array", document=_set("metadata", value=[]))
+    bad("absent-digest", "406", "an absent digest that is not zero", placed=edit("base", sampled=bytes(7) + b"\1"))
+    bad(
+        "depth-9",
+        "305",
+        "an unknown key whose value reaches the ninth level",
+        document=_set("another", value=_nested(8)),
+    )
+    bad("array-of-4097", "305", "an unknown key with 4,097 numbers", document=_set("another", value=[0] * 4097))
+    bad(
+        "map-of-4097",
+        "305",
+        "an unknown key with 4,097 keys",
+        document=_set("another", value={f"{i:04}": 0 for i in range(4097)}),
+        stored=raw_frame,
+    )
+    for name, value in (("nil", None), ("true", True), ("negative", -1), ("float", 1.5)):
+        bad(f"type-{name}", "301", f"an unknown key with {name}", document=_set("another", value=value))
+    bad(
+        "type-in-depth",
+        "301",
+        "a nil deep in the value of an unknown key",
+        document=_set("another", value=[{"a": [None]}]),
+    )
+    for name, value, short, long in (
+        ("65535", 65535, b"\xcd\xff\xff", b"\xce\x00\x00\xff\xff"),
+        ("65536", 65536, b"\xce\x00\x01\x00\x00", b"\xcf" + bytes(5) + b"\x01\x00\x00"),
+        ("4294967295", (1 << 32) - 1, b"\xce\xff\xff\xff\xff", b"\xcf" + bytes(4) + b"\xff" * 4),
+    ):
+        bad(
+            f"long-{name}",
+            "302",
+            f"{value} one form too long in an unknown key",
+            document=_set("another", value=value),
+            index=splice(b"\xa7another" + short, b"\xa7another" + long),
+        )
+    bad(
+        "keys-descend",
+        "303",
+        "keys descend in an unknown map",
+        document=_set("another", value={"a": 1, "b": 2}),
+        index=splice(b"\xa1a\x01\xa1b\x02", b"\xa1b\x02\xa1a\x01"),
+    )
+    bad(
+        "key-number",
+        "303",
+        "a number as a key in an unknown map",
+        document=_set("another", value={"a": 1}),
+        index=splice(b"\xa7another\x81\xa1a\x01", b"\xa7another\x81\x05\x01"),
+    )
+    bad(
+        "not-utf-8",
+        "304",
+        "a text of an unknown key is no UTF-8",
+        document=_set("another", value="abcde"),
+        index=splice(b"\xa5abcde", b"\xa5ab\xffde"),
+    )
+    bad(
+        "digest",
+        "801",
+        "an entry's digest is another",
+        _WITH_DIGESTS,
+        document=lambda doc: doc.pop("content_id"),
+        placed=edit("entries", sha256=bytes(32)),
+    )
