@@ -1,0 +1,152 @@
+"""A whole file, from its bytes: the sections of the specification in their order, every rule checked."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+from .codecs import unpack
+from .crc32c import crc32c
+from .digest import content_digest, entry_digest
+from .errors import BrokenError, shown
+from .fields import Fields
+from .frame import Frame, read_frame
+from .layout import BITMAP, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, align
+from .model import Base, Entry, File, Segment
+from .msgpack import Value, decode
+from .tasks import read_tasks
+from .tensors import LIST_KEYS, check_aliases, read_lists
+
+_FINITE_FACTORS = {2: "e", 3: "f"}
+"""struct's letters for the factor dtypes that have values which are not finite."""
+
+
+def read(data: bytes) -> File:
+    """Decode a file and check every rule on files; raises BrokenError for the first one that is broken."""
+    frame = read_frame(data)
+    file = _read_index(data, frame)
+    _check_places(file, frame)
+    _check_contents(file, frame)
+    _check_digests(file)
+    return file
+
+
+def _read_index(data: bytes, frame: Frame) -> File:
+    stored = data[frame.index_offset : frame.index_offset + frame.index_length]
+    if frame.index_encoding == 1:
+        document = _decode(unpack(stored, frame.index_decoded_length, "index", frame.index_offset), None)
+    else:
+        document = _decode(stored, frame.index_offset)
+    newer = frame.newer
+    required = {"base", "extra", "metadata", "profile", "tasks", "writer"}
+    top = Fields(document, "index", required, {"content_id"}, newer)
+    base_map = Fields(top.map["base"], "index, base", LIST_KEYS | {"aliases"}, {"id", "revision"}, newer)
+    extra_map = Fields(top.map["extra"], "index, extra", LIST_KEYS, set(), newer)
+    content_id = top.binary("content_id") if "content_id" in top.map else None
+    if content_id is not None and len(content_id) != 32:
+        raise BrokenError("TSW-307", "32 bytes", str(len(content_id)), "index, content_id")
+    metadata, writer, tasks = top.texts("metadata"), top.text("writer"), top.array("tasks")
+    profile = top.text("profile")
+    if profile not in ("archive", "mapped"):
+        raise BrokenError("TSW-308", "the profile archive or mapped", shown(profile), "index, profile")
+    aliases = base_map.numbers("aliases")
+    base_id, revision = base_map.optional_text("id"), base_map.optional_text("revision")
+    tensors, extra = read_lists(base_map, extra_map, newer)
+    check_aliases(aliases, tensors)
+    base = Base(base_id, revision, aliases, tensors)
+    return File(
+        data,
+        frame.minor,
+        profile,
+        writer,
+        metadata,
+        content_id,
+        base,
+        extra,
+        read_tasks(tasks, tensors, extra, newer),
+    )
+
+
+def _decode(document: bytes, offset: int | None) -> Value:
+    """Decode the index; say of what is wrong where it is in the file, or in the decoded index of an encoded one."""
+    try:
+        return decode(document)
+    except BrokenError as error:
+        if offset is None or error.offset is None:
+            raise BrokenError(error.rule, error.expected, error.found, "decoded index", error.offset) from None
+        raise BrokenError(error.rule, error.expected, error.found, error.where, error.offset + offset) from None
+
+
+def _all_segments(file: File) -> list[Segment]:
+    return [segment for entry in file.all_entries() for segment in entry.segments]
+
+
+def _check_places(file: File, frame: Frame) -> None:
+    """Section 8: the segments fill the file without a hole, and are as the profile wants them."""
+    mapped = file.profile == "mapped"
+    end = PROLOGUE
+    for segment in _all_segments(file):
+        step = (4096 if segment.length >= 65536 else 64) if mapped else 1
+        if segment.offset != align(end, step):
+            raise BrokenError("TSW-603", f"offset {align(end, step)}", str(segment.offset), segment.where)
+        end = segment.offset + segment.length
+        wanted = BITMAP if segment.role in PLANES else RAW
+        if mapped and segment.codec != wanted:
+            found = f"codec {segment.codec}"
+            raise BrokenError("TSW-605", f"codec {wanted} in the profile mapped", found, segment.where)
+    wanted = align(end, 64 if mapped else 1)
+    if frame.index_offset != wanted:
+        raise BrokenError("TSW-604", f"an index at {wanted}", str(frame.index_offset), "prologue", 40)
+
+
+def _check_contents(file: File, frame: Frame) -> None:
+    """Rules of 7xx: each segment alone, and the padding before it."""
+    end = PROLOGUE
+    for entry in file.all_entries():
+        for segment in entry.segments:
+            _check_padding(file.data, end, segment.offset)
+            end = segment.offset + segment.length
+            computed = crc32c(memoryview(file.data)[segment.offset : end])
+            if computed != segment.crc32c:
+                expected, found = f"CRC32C {computed:08X}", f"{segment.crc32c:08X}"
+                raise BrokenError("TSW-701", expected, found, segment.where, segment.offset)
+            content = file.content(segment)
+            if segment.role in (ROW_FACTORS, COLUMN_FACTORS):
+                _check_factors(entry, segment, content)
+    _check_padding(file.data, end, frame.index_offset)
+
+
+def _check_padding(data: bytes, start: int, end: int) -> None:
+    rest = data[start:end].lstrip(b"\0")
+    if rest:
+        raise BrokenError("TSW-702", "zero padding", f"the byte {rest[0]:02X}", "padding", end - len(rest))
+
+
+def _check_factors(entry: Entry, segment: Segment, content: bytes) -> None:
+    letter = _FINITE_FACTORS.get(entry.factor_dtype)
+    if letter is None:
+        return
+    for number, factor in enumerate(struct.unpack(f"<{segment.count}{letter}", content)):
+        if not math.isfinite(factor):
+            raise BrokenError("TSW-705", "finite factors", f"{factor} as number {number}", segment.where)
+
+
+def _check_digests(file: File) -> None:
+    """Rules of 8xx."""
+    for entry in file.all_entries():
+        if entry.sha256 is not None:
+            digest = entry_digest(file, entry)
+            if digest != entry.sha256:
+                raise BrokenError("TSW-801", f"the entry digest {digest.hex()}", entry.sha256.hex(), entry.where)
+    if file.content_id is None:
+        return
+    for tensor in file.base.tensors:
+        if tensor.sha256 is None:
+            found = f"none of base tensor {shown(tensor.name)}"
+            raise BrokenError("TSW-803", "the sha256 of all base tensors beside a content_id", found, "index")
+    for entry in file.all_entries():
+        if entry.sha256 is None:
+            raise BrokenError("TSW-803", "the sha256 of all entries beside a content_id", "none", entry.where)
+    digest = content_digest(file)
+    if digest != file.content_id:
+        raise BrokenError("TSW-802", f"the content id {digest.hex()}", file.content_id.hex(), "index, content_id")

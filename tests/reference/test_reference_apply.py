@@ -1,0 +1,215 @@
+"""Applying, the programs of the reference reader, and restoring an expert from a checkpoint."""
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference_draft import COLUMNS, ROWS, Draft, entry, segment, task, tensor, ternary
+from tsw_reference import BrokenError, UsageError, read
+from tsw_reference.application import Array, apply
+from tsw_reference.digest import sampled_digest, tensor_digest
+from tsw_reference.safetensors import read_safetensors, write_safetensors
+
+REFERENCE = Path(__file__).parents[2] / "spec" / "reference"
+SMALLEST = Path(__file__).parents[1] / "golden" / "smallest.tsw"
+W = struct.pack("<10f", *(number / 64 for number in (-64, -27, 10, 47, -45, -8, 29, -63, -26, 11)))
+A = struct.pack("<10f", *range(1, 11))
+BASE = {"a": Array("F32", (2, 5), A), "b": Array("F16", (4,), bytes(8)), "c": Array("U8", (3,), b"abc")}
+
+
+def floats(array: Array) -> list[float]:
+    return list(struct.unpack(f"<{len(array.data) // 4}f", array.data))
+
+
+def test_smallest():
+    expert = apply(read(SMALLEST.read_bytes()), {"w": Array("F32", (2, 5), W)}, [("t", 1.0)])
+    expected = np.frombuffer(W, "<f4").copy()
+    expected[[0, 4]] += 0.5
+    expected[[3, 9]] -= 0.5
+    assert expert["w"].data == expected.tobytes()
+
+
+def test_every_kind_and_aliases():
+    expert = apply(read(Draft().build()), BASE | {"d": BASE["a"]}, [("t", 0.1)])
+    rows, columns = struct.unpack("<2e", ROWS), struct.unpack("<5e", COLUMNS)
+    expected = np.frombuffer(A, "<f4").copy()
+    for element, sign in ((0, 1), (3, -1), (4, 1), (9, -1)):
+        step = np.float32(0.5) * np.float32(rows[element // 5]) * np.float32(columns[element % 5]) * np.float32(0.1)
+        expected[element] += sign * step
+    assert expert["a"].data == expected.tobytes()
+    assert expert["d"] == expert["a"]
+    assert expert["b"] == Array("F16", (4,), bytes(range(8)))
+    assert expert["x"] == Array("I32", (2,), bytes(range(8)))
+    assert sorted(expert) == ["a", "b", "d", "x"]
+
+
+def one_ternary(entry_dtype: int, knob: float) -> dict[str, Any]:
+    parts = [segment(1, 1, 2, b""), segment(2, 2, 1, b"\2")]
+    return entry(0, 1, entry_dtype, parts, knob=struct.pack("<f", knob), active=2)
+
+
+def of_two(dtype: int, *entries: dict[str, Any]) -> Draft:
+    tasks = [task(f"t{number}", [one]) for number, one in enumerate(entries)]
+    return Draft(base=[tensor("a", dtype, 2)], extra=[], aliases={}, tasks=tasks)
+
+
+def test_binary64_and_one_rounding():
+    file = read(of_two(13, one_ternary(11, 2.0**-40)).build())
+    tie = 1 + 2.0**-8
+    base = {"a": Array("F64", (2,), struct.pack("<2d", tie, tie))}
+    # 2^-40 beyond a tie of BF16, of which binary32 would keep nothing.
+    assert apply(file, base, [("t0", 1.0)])["a"] == Array("BF16", (2,), bytes.fromhex("813F803F"))
+
+
+def test_a_cast_without_change_and_beyond_the_range():
+    file = read(of_two(12, one_ternary(10, 1e30)).build())
+    base = {"a": Array("F32", (2,), struct.pack("<2f", 0.1, 0.1))}
+    assert apply(file, base, [("t0", 1.0)])["a"] == Array("F16", (2,), struct.pack("<2e", math.inf, -math.inf))
+    assert apply(file, base, [("t0", 0.0)])["a"] == base["a"]
+    assert apply(file, base, [])["a"] == base["a"]
+
+
+def test_a_coefficient_that_rounds_to_zero_still_acts():
+    file = read(of_two(12, one_ternary(12, 1.0)).build())
+    base = {"a": Array("F32", (2,), struct.pack("<2f", -0.0, -0.0))}
+    assert apply(file, base, [("t0", 1e-60)])["a"].data == struct.pack("<2f", 0.0, -0.0)
+    assert apply(file, base, [("t0", -0.0)])["a"] == base["a"]
+
+
+def test_several_tasks_round_once_at_the_end():
+    file = read(of_two(10, one_ternary(10, 2.0**-12), one_ternary(10, 2.0**-12)).build())
+    base = {"a": Array("F16", (2,), struct.pack("<2e", 1.0, 1.0))}
+    half = apply(file, base, [("t0", 1.0)])["a"]
+    both = apply(file, base, [("t0", 2.0), ("t1", 1.5)])["a"]
+    assert half.data == struct.pack("<2e", 1.0, 1 - 2.0**-11 / 2)[:2] + half.data[2:]
+    assert both.data[:2] == struct.pack("<e", 1 + 2.0**-10)
+
+
+def test_tasks_that_do_not_agree():
+    file = read(of_two(12, one_ternary(12, 1.0), one_ternary(10, 1.0), entry(0, 4, 12, [])).build())
+    base = {"a": Array("F32", (2,), bytes(8))}
+    for names in (("t0", "t1"), ("t0", "t2")):
+        with pytest.raises(BrokenError, match="TSW-903"):
+            apply(file, base, [(name, 1.0) for name in names])
+    assert apply(file, base, [("t2", 1.0), ("t0", 0.0)]) == {}
+    assert apply(file, base, [("t2", 1.0), ("t2", 0.5)]) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"b": None},
+        {"z": BASE["a"]},
+        {"b": Array("BF16", (4,), bytes(8))},
+        {"b": Array("F16", (2, 2), bytes(8))},
+        {"b": Array("F16", (4,), bytes(7))},
+        {"d": Array("F32", (10,), A)},
+    ],
+)
+def test_another_base(change):
+    base = {name: array for name, array in (BASE | change).items() if array is not None}
+    with pytest.raises(BrokenError, match="TSW-901"):
+        apply(read(Draft().build()), base, [("t", 1.0)])
+
+
+@pytest.mark.parametrize("flags", [1, 2])
+def test_another_base_by_its_digests(flags):
+    draft = Draft()
+    digests = {"sha256": tensor_digest(A)} if flags == 1 else {"sampled": sampled_digest(A)}
+    draft.base[0] = tensor("a", 12, 2, 5, flags=flags, **digests)
+    file = read(draft.build())
+    apply(file, BASE | {"d": BASE["a"]}, [("t", 1.0)])
+    for change in ({"a": Array("F32", (2, 5), bytes(40))}, {"d": Array("F32", (2, 5), bytes(40))}):
+        with pytest.raises(BrokenError, match="TSW-902"):
+            apply(file, BASE | change, [("t", 1.0)])
+
+
+def test_wishes_that_cannot_be():
+    file = read(Draft().build())
+    for chosen in ([("u", 1.0)], [("t", math.inf)], [("t", math.nan)]):
+        with pytest.raises(UsageError):
+            apply(file, BASE, chosen)
+
+
+def run(*arguments: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    done = subprocess.run([sys.executable, str(REFERENCE), *arguments], input=stdin, capture_output=True, check=False)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_the_decoder_program():
+    status, out, _ = run(stdin=SMALLEST.read_bytes())
+    assert status == 0
+    (only,) = json.loads(out)["tasks"]
+    assert only["entries"][0]["knob"] == {"f32": "3f000000"}
+    assert only["entries"][0]["mask"] == {"hex": "1902"}
+    draft = Draft()
+    draft.segment(0, 1)["offset"] = 69
+    status, out, error = run("decode", stdin=draft.build())
+    assert (status, out) == (1, b"")
+    assert "[TSW-603]" in error
+    assert error.count("\n") == 1
+    assert run("nonsense")[0] == 2
+
+
+def test_the_apply_program():
+    case = {
+        "file": {"hex": SMALLEST.read_bytes().hex()},
+        "base": {"w": {"dtype": "F32", "shape": [2, 5], "data": {"hex": W.hex()}}},
+        "tasks": [["t", "1"], ["t", "-1e0"]],
+    }
+    status, out, _ = run("apply", stdin=json.dumps(case).encode())
+    assert status == 0
+    assert json.loads(out) == case["base"]
+    case["base"]["w"]["data"]["hex"] = bytes(40).hex()
+    status, _, error = run("apply", stdin=json.dumps(case).encode())
+    assert status == 1
+    assert "TSW-902" in error
+    assert run("apply", stdin=b"{")[0] == 1
+
+
+def test_restore(tmp_path):
+    base, expert = tmp_path / "base.safetensors", tmp_path / "expert.safetensors"
+    write_safetensors(base, BASE, {"format": "pt"})
+    file = tmp_path / "file.tsw"
+    draft = Draft(edit=lambda index: index["tasks"][0].__setitem__("checkpoint", {"made": "by hand"}))
+    file.write_bytes(draft.build())
+    assert run("restore", str(base), str(file), str(expert)) == (0, b"", "")
+    assert read_safetensors(expert) == apply(read(draft.build()), BASE, [("t", 1.0)])
+    header = json.loads(expert.read_bytes()[8:].split(b"}}")[0] + b"}}")
+    assert header["__metadata__"] == {"made": "by hand"}
+    assert run("restore", str(base), str(file), str(expert))[0] == 1
+    half = tmp_path / "half.safetensors"
+    assert run("restore", str(base), str(file), str(half), "t=0.5")[0] == 0
+    assert floats(read_safetensors(half)["a"])[0] == 1.25
+
+
+def test_restore_asks_which_task(tmp_path):
+    tasks = [task("t", [ternary()]), task("u=1", [])]
+    file = tmp_path / "two.tsw"
+    file.write_bytes(Draft(extra=[], tasks=tasks).build())
+    base = tmp_path / "base.safetensors"
+    write_safetensors(base, BASE, {})
+    status, _, error = run("restore", str(base), str(file), str(tmp_path / "out"))
+    assert status == 1
+    assert "'t', 'u=1'" in error
+    assert run("restore", str(base), str(file), str(tmp_path / "out"), "u=1", "t=0.5")[0] == 0
+    assert read_safetensors(tmp_path / "out")["b"] == BASE["b"]
+
+
+def test_safetensors_of_the_package(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "ours.safetensors"
+    write_safetensors(path, BASE, {"format": "np"})
+    loaded = numpy.load_file(path)
+    assert loaded["a"].tobytes() == A
+    numpy.save_file({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, tmp_path / "theirs.safetensors")
+    assert floats(read_safetensors(tmp_path / "theirs.safetensors")["w"]) == [0, 1, 2, 3, 4, 5]
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError):
+        read_safetensors(tmp_path / "cut")
