@@ -20,6 +20,7 @@ INDEX = 1 << 26
 MEMBERS = 4096
 VALUES = 1 << 18
 TENSORS = 1 << 20
+NAMES = 1 << 25
 
 
 def add(suite: Suite) -> None:
@@ -27,6 +28,7 @@ def add(suite: Suite) -> None:
     _index_length(suite)
     _members(suite)
     _tensors(suite)
+    _names(suite)
     _sizes(suite)
     _windows(suite)
 
@@ -183,6 +185,36 @@ def _tensors(suite: Suite) -> None:
     empty = File(content_id=False)
     suite.valid("limit-tensors", empty, "1,048,576 tensors", large=True, verdict_only=True, **hooks(TENSORS))
     suite.invalid("limit-tensors", "TSW-403", "1,048,577 tensors", empty, large=True, **hooks(TENSORS + 1))
+
+
+def _names(suite: Suite) -> None:
+    """2^25 bytes of names, 1,024 bytes each; the names are from zstandard."""
+    count = NAMES // 1024
+    blob = b"".join(f"{number:05}".encode() + b"n" * 1019 for number in range(count))
+    record = TENSOR.pack(1024, 1, 0, 0, bytes(8), bytes(32))
+
+    def hooks(more: bytes) -> dict[str, Any]:
+        names = blob + more
+        table = record * count + TENSOR.pack(len(more), 1, 0, 0, bytes(8), bytes(32)) * bool(more)
+
+        def document(doc: dict[str, Any]) -> None:
+            doc["base"].update(names=names, tensors=table)
+
+        def stored(plain: bytes) -> bytes:
+            at = plain.index(blob[:2048])
+            table_at = plain.index(record * 2, at + len(blob))
+            out = zf.header(len(plain)) + zf.raw_blocks(plain[:at], last=False)
+            out += _blocks(kept("level 19")(blob))
+            out += zf.raw_blocks(plain[at + len(blob) : table_at + len(record)], last=False)
+            out += zf.repeat_blocks(len(record), len(record) * (count - 1))
+            return out + zf.raw_blocks(plain[table_at + len(record) * count :])
+
+        return {"document": document, "stored": stored}
+
+    empty = File(content_id=False)
+    suite.valid("limit-names", empty, "33,554,432 bytes of names", large=True, verdict_only=True, **hooks(b""))
+    why = "33,554,433 bytes of names"
+    suite.invalid("limit-names", "TSW-403", why, empty, large=True, **hooks(b"x"))
 
 
 def _blocks(frame: bytes) -> bytes:

@@ -7,6 +7,7 @@ that a test can say that the suite has every form of block, literals and sequenc
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
@@ -163,8 +164,8 @@ class Kept:
         if key not in self._frames:
             if not self.make:
                 raise KeyError(f"{self._path.name} has no frame {key!r}; run make_vectors.py --frames")
-            self._frames[key] = _compress(recipe, data).hex()
-        return bytes.fromhex(self._frames[key])
+            self._frames[key] = base64.b64encode(_compress(recipe, data)).decode()
+        return base64.b64decode(self._frames[key])
 
     def save(self) -> None:
         """Write the frames that were asked for."""
@@ -174,7 +175,7 @@ class Kept:
     @property
     def frames(self) -> Sequence[bytes]:
         """All of them."""
-        return [bytes.fromhex(text) for text in self._frames.values()]
+        return [base64.b64decode(text) for text in self._frames.values()]
 
 
 def _compress(recipe: str, data: bytes) -> bytes:
