@@ -63,5 +63,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         "TSW-901": "the base has the tensors, dtypes and shapes",
         "TSW-902": "the base's tensors have the digests",
         "TSW-903": "tasks that are combined agree on dtype and on dense tensors",
+        "TSW-904": "switching back gives the base's own bits",
+        "TSW-905": "a reader checks the index on opening and a segment on decoding",
+        "TSW-906": "names are not used as paths, and nothing is fetched unasked",
     }
 )
