@@ -2,13 +2,14 @@
 
     python tests/golden/make_golden.py [--force]
 
-A file that is there already is kept: golden files decode for ever, so they do not change. The manifest is what the strict
-reader of tests/spec, which shares no code with the library, finds in the files.
+A file that is there already is kept: golden files decode for ever, so they do not change. The manifest is what the reader of
+spec/reference, which shares no code with the library, finds in the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import sys
@@ -34,9 +35,15 @@ from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.writer import ContainerWriter
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "spec"))
+sys.path.insert(0, str(HERE.parents[1] / "spec" / "reference"))
 
-import strict_reader as strict  # noqa: E402  # found by the line above
+# Found by the line above.
+from tsw_reference import File, numerics, read  # noqa: E402
+from tsw_reference.application import Array, apply  # noqa: E402
+from tsw_reference.digest import entry_digest  # noqa: E402
+from tsw_reference.layout import DENSE, KINDS, TERNARY  # noqa: E402
+from tsw_reference.model import Base, Segment  # noqa: E402
+from tsw_reference.model import Entry as ReferenceEntry  # noqa: E402
 
 Plan = tuple[lay.Codec, int]
 BITMAP: Plan = (lay.Codec.BITMAP, 0)
@@ -54,7 +61,7 @@ def noise(name: str, nbytes: int) -> bytes:
 def numbers(elements: int, dtype: DType) -> bytes:
     """Elements of a float type: small multiples of 1/64."""
     values = ((np.arange(elements) * 37) % 129 - 64) / 64
-    return strict.narrow(values, dtype.id)
+    return b"".join(numerics.encode(dtype.id, value) for value in values.tolist())
 
 
 def spec(name: str, dtype: str, *shape: int) -> TensorSpec:
@@ -397,56 +404,64 @@ FILES: dict[str, Callable[[Path], None]] = {
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the strict reader finds in a file."""
+    """What the reference reader finds in a file."""
     raw = path.read_bytes()
-    file = strict.read(raw)
+    file = read(raw)
+    tensors = file.base.tensors
     return {
         "sha256": hashlib.sha256(raw).hexdigest(),
         "bytes": len(raw),
         "profile": file.profile,
         "content_id": file.content_id.hex() if file.content_id else None,
-        "base": {t.name: [DTYPE_NAMES[t.dtype], list(t.dims)] for t in file.base},
-        "aliases": {alias: file.base[number].name for alias, number in file.aliases.items()},
-        "tasks": {task.name: [describe_entry(e) for e in task.entries] for task in file.tasks},
+        "base": {t.name: [DTYPE_NAMES[t.dtype], list(t.shape)] for t in tensors},
+        "aliases": {alias: tensors[number].name for alias, number in file.base.aliases.items()},
+        "tasks": {task.name: [describe_entry(file, e) for e in task.entries] for task in file.tasks},
     }
 
 
 DTYPE_NAMES = {d.id: name for name, d in DTYPE_BY_NAME.items()}
 
 
-def describe_entry(entry: strict.Entry) -> dict[str, Any]:
-    """What the strict reader finds in an entry; SHA-256 of planes and arrays, all chunks one after the other."""
+def describe_entry(file: File, entry: ReferenceEntry) -> dict[str, Any]:
+    """What the reference reader finds in an entry; SHA-256 of planes and arrays, all chunks one after the other."""
     found: dict[str, Any] = {
         "name": entry.tensor.name,
-        "kind": {strict.TERNARY: "ternary", strict.DENSE: "dense", strict.REMOVED: "removed"}[entry.kind],
+        "kind": KINDS[entry.kind],
         "dtype": DTYPE_NAMES[entry.dtype],
-        "shape": list(entry.tensor.dims),
-        "digest": entry.digest().hex(),
+        "shape": list(entry.tensor.shape),
+        "digest": entry_digest(file, entry).hex(),
     }
-    parts: dict[str, bytes] = {}
-    if entry.kind == strict.TERNARY:
+    parts: dict[str, list[Segment]] = {}
+    if entry.kind == TERNARY:
         found |= {"knob": entry.knob[::-1].hex(), "active": entry.active, "factor_dtype": entry.factor_dtype}
-        parts = {"mask": b"".join(entry.masks), "sign": b"".join(entry.signs)}
+        parts = {"mask": entry.masks, "sign": entry.signs}
         if entry.flags & lay.HAS_ROW_FACTORS:
             parts["row_factors"] = entry.row_factors
         if entry.flags & lay.HAS_COLUMN_FACTORS:
             parts["column_factors"] = entry.column_factors
-    elif entry.kind == strict.DENSE:
+    elif entry.kind == DENSE:
         parts = {"data": entry.data}
-    return found | {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    return found | {
+        name: hashlib.sha256(b"".join(map(file.content, segments))).hexdigest() for name, segments in parts.items()
+    }
 
 
 def applied() -> list[dict[str, Any]]:
     """Small tensors of archive.tsw with what comes out when one task is applied to them."""
-    file = strict.read((HERE / "archive.tsw").read_bytes())
+    file = read((HERE / "archive.tsw").read_bytes())
     found = []
-    by_name = {e.tensor.name: e for e in file.tasks[0].entries}
+    task = file.tasks[0]
+    by_name = {e.tensor.name: e for e in task.entries}
     for name in (*(s.name for s in FLOATS), "cast.down", "cast.up", "conv", "bias", "scalar"):
         entry = by_name[name]
-        dtype = DTYPE_BY_NAME[DTYPE_NAMES[entry.tensor.dtype]]
-        base = numbers(entry.tensor.elements, dtype)
+        tensor = entry.tensor
+        base = numbers(tensor.elements, DTYPE_BY_NAME[DTYPE_NAMES[tensor.dtype]])
+        alone = dataclasses.replace(
+            file, base=Base(None, None, {}, [tensor]), tasks=[dataclasses.replace(task, entries=[entry])]
+        )
+        given = {name: Array(DTYPE_NAMES[tensor.dtype], tensor.shape, base)}
         for coefficient in (1.0, -0.3):
-            result = strict.apply(base, [(entry, coefficient)])
+            result = apply(alone, given, [(task.name, coefficient)])[name].data
             found.append(
                 {"name": name, "coefficient": coefficient, "base": base.hex(), "result": result.hex()},
             )

@@ -1,0 +1,126 @@
+"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, tied, new and removed tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tswitch_format as tsw
+from fuzz.memory import written_to_memory
+from tswitch_format.checkpoint import DTYPE_BY_NAME, ShardLayout, TensorSpec
+
+SHAPES = ((30, 41), (7,), (3, 2, 5, 4), (), (0, 3), (1, 1), (2000,), (64, 1), (1, 64), (5, 5), (1025,))
+FLOATS = ("F16", "BF16", "F32", "F64")
+WHOLE = ("I64", "U8", "BOOL", "I16")
+DENSITIES = (1e-4, 3e-3, 0.02, 0.1, 0.4, 0.8, 1.0)
+_NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1", "BOOL": "u1", "I16": "<i2"}
+
+
+class Tensor(NamedTuple):
+    """The name of a dtype, a shape and the elements' bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def case(self) -> dict[str, Any]:
+        """As the suite's cases of applying write it."""
+        return {"dtype": self.dtype, "shape": list(self.shape), "data": {"hex": self.data.hex()}}
+
+
+Model = dict[str, Tensor]
+
+
+class Checkpoint:
+    """A model as the library reads one (`tswitch_format.checkpoint`), since NumPy has no BF16. `tied`: name to name."""
+
+    paths: tuple[Path, ...] = ()
+
+    def __init__(self, model: Model, tied: dict[str, str]) -> None:
+        self.location = "a model of a test"
+        self.specs = {name: TensorSpec(name, DTYPE_BY_NAME[t.dtype], t.shape) for name, t in sorted(model.items())}
+        self.aliases = tied
+        self.metadata: dict[str, str] = {}
+        self.layout = ShardLayout()
+        self._model = model
+
+    def read_into(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """See `CheckpointReader.read_into`."""
+        out[:] = np.frombuffer(self._model[name].data, np.uint8, out.size, start)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Made(NamedTuple):
+    """A base and a file of tasks on it."""
+
+    base: Model
+    tasks: list[str]
+    data: bytes
+
+
+def _bytes(values: NDArray[np.float64], dtype: str) -> bytes:
+    if dtype == "BF16":
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    kept = np.abs(values * 8) % 2 if dtype == "BOOL" else values if dtype in FLOATS else values * 8
+    return kept.astype(np.int64 if dtype in WHOLE else _NUMPY[dtype]).astype(_NUMPY[dtype]).tobytes()
+
+
+def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
+    """The file of a seed; with `chunks` its first tensor has more than one chunk."""
+    rng = np.random.default_rng(seed)
+    shapes = [SHAPES[at] for at in rng.choice(len(SHAPES), rng.integers(1, 6))]
+    shapes[:1] = [((1 << 20) + 77,)] if chunks else shapes[:1]
+    floats = FLOATS[seed % len(FLOATS)]
+    values = {f"t{at}{'.ä' * (at == 1)}": rng.normal(size=shape) for at, shape in enumerate(shapes)}
+    dtypes = {name: floats if at < 3 else str(rng.choice(FLOATS + WHOLE)) for at, name in enumerate(values)}
+    base = {name: Tensor(dtypes[name], array.shape, _bytes(array, dtypes[name])) for name, array in values.items()}
+    tied = {"z.tied": "t0"} if seed % 3 == 0 else {}
+    names = [f"task {number}" for number in range(1 + seed % 5 // 3)]
+    options: dict[str, Any] = {
+        "density": 1e-4 if chunks else float(rng.choice(DENSITIES)),
+        "knob_per": ("tensor", "row", "row-col")[seed // 2 % 3],
+        "knob_dtype": ("u8", "f16", "f32")[seed // 3 % 3],
+        "profile": ("archive", "mapped")[seed // 4 % 2],
+        "base_id": "somebody/base" if seed % 2 else None,
+    }
+    paths = [folder / f"{number}.tsw" for number in range(len(names) + 1)]
+    with written_to_memory():
+        for task, path in zip(names, paths, strict=False):
+            tuned = _tuned(rng, values, dtypes)
+            still_tied = {name: target for name, target in tied.items() if target in tuned}
+            tsw.pack(
+                Checkpoint(base, tied),
+                Checkpoint(tuned, still_tied),
+                path,
+                task=task,
+                on_mismatch="dense",
+                threads=1,
+                **options,
+            )
+        tsw.bundle(paths[: len(names)], paths[-1])
+    return Made(base, names, paths[-1].read_bytes())
+
+
+def _tuned(rng: np.random.Generator, values: dict[str, NDArray[np.float64]], dtypes: dict[str, str]) -> Model:
+    """Changed, equal, removed, reshaped and added tensors."""
+    model = {}
+    for name, array in values.items():
+        fate = rng.random()
+        if fate < 0.08:
+            continue
+        if fate < 0.16:
+            changed = rng.normal(size=(2, 3))
+        elif fate < 0.25:
+            changed = array
+        else:
+            changed = array + rng.normal(size=array.shape) * rng.choice([0, 1], array.shape)
+        dtype = "F32" if 0.25 <= fate < 0.32 and dtypes[name] in FLOATS else dtypes[name]
+        model[name] = Tensor(dtype, changed.shape, _bytes(changed, dtype))
+    if rng.random() < 0.3:
+        model["added"] = Tensor("F16", (4,), _bytes(rng.normal(size=4), "F16"))
+    return model
