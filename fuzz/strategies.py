@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fuzz import mutation, seeds
 from fuzz.memory import Slot, written_to_memory
 from fuzz.parts import Parts
 from tswitch_format import _layout as lay
+from tswitch_format.container.names import name_problem
 
 Arrays = dict[str, NDArray[Any]]
 _DTYPES = ("<f2", "<f4", "<f8", "<i8", "u1", "?")
@@ -23,10 +25,8 @@ _slot = Slot("strategy")
 
 def names() -> st.SearchStrategy[str]:
     """Names that tensors and tasks may have, most of them plain."""
-    plain = st.text("abc.0_", min_size=1, max_size=6)
-    return plain | st.text(
-        st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp", "Mn")), min_size=1, max_size=4
-    )
+    any_text = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=4)
+    return st.text("abc.0_", min_size=1, max_size=6) | any_text.filter(lambda name: name_problem(name) is None)
 
 
 @st.composite
@@ -91,12 +91,17 @@ def files() -> st.SearchStrategy[bytes]:
     return packed() | st.sampled_from(seeds.files())
 
 
+def _randoms() -> st.SearchStrategy[random.Random]:
+    """Seeded generators. Not `st.randoms`, whose draws depend on the list that is chosen from, and turn out flaky."""
+    return st.integers(0, (1 << 32) - 1).map(random.Random)
+
+
 @st.composite
 def edited(draw: st.DrawFn) -> bytes:
     """A file with one to three changes, most of them behind right checksums."""
     data = draw(files())
     for _ in range(draw(st.integers(1, 3))):
-        data = mutation.of_file(data, draw(st.randoms(use_true_random=False)), mutation.of_bytes)
+        data = mutation.of_file(data, draw(_randoms()), mutation.of_bytes)
     return data
 
 
@@ -104,7 +109,7 @@ def edited(draw: st.DrawFn) -> bytes:
 def with_payload(draw: st.DrawFn) -> bytes:
     """A file one of whose segments has other bytes and fields, with right checksums."""
     apart = Parts.of(draw(st.sampled_from(seeds.templates())))
-    mutation.change_payload(apart, draw(st.randoms(use_true_random=False)), mutation.of_bytes)
+    mutation.change_payload(apart, draw(_randoms()), mutation.of_bytes)
     apart.forget_digests()
     return apart.build()
 

@@ -34,7 +34,8 @@ MAX_DEPTH = 8
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48  # of a dimension, and elements of a tensor
 MAX_NAME = 1024  # bytes
-MAX_NAMES = 1 << 25  # bytes, all tensors' names together
+MAX_WIDE_NAMES = 1 << 20  # bytes of names that are not ASCII, of tensors, aliases and tasks together
+MAX_TEXT = 1 << 22  # bytes of all str in the index together
 MAX_WINDOW = 1 << 23  # bytes, of a zstd frame longer than that
 MAX_PARAMETER = 20  # k of gaps and rice
 

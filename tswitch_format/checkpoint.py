@@ -32,10 +32,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format._dtypes import DTYPE_BY_NAME, DType, dtype_of_array
+from tswitch_format._dtypes import DTYPE_BY_NAME, DTYPES, DType, dtype_of_array
 from tswitch_format.errors import CheckpointError
 
 __all__ = [
+    "DTYPES",
     "DTYPE_BY_NAME",
     "ArrayCheckpoint",
     "CheckpointReader",

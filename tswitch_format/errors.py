@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SEARCHED = 20_000  # names that are compared with one that is not there
+
 __all__ = [
     "BaseMismatchError",
     "CheckpointError",
@@ -126,7 +128,8 @@ class UnknownNameError(TswError, KeyError):
     def __init__(self, what: str, name: str, known: Iterable[str], *, where: str) -> None:
         self.name = name
         names = list(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]
+        # Looking for near ones takes 20 us a name: hostile files have a million.
+        near = difflib.get_close_matches(name, names[:_SEARCHED], n=3, cutoff=0.5) or sorted(names)[:3]
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there is no {what} in it"
         self.message = f"{where}: no {what} named {name!r} among {len(names)}; {hint}"
         super().__init__(self.message)

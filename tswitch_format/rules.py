@@ -25,7 +25,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         "TSW-302": "every length and integer has its shortest form",
         "TSW-303": "keys are str and ascend strictly",
         "TSW-304": "every str is valid UTF-8",
-        "TSW-305": "maps and arrays have at most 4,096 members each, 262,144 in all, and nest at most 8 deep",
+        "TSW-305": "maps and arrays have at most 4,096 members each, 262,144 in all, and nest at most 8 deep; "
+        "all str have at most 2^22 bytes",
         "TSW-306": "nothing follows the index document",
         "TSW-307": "keys are those of the specification, with values of their types",
         "TSW-308": "the profile is archive or mapped",

@@ -168,7 +168,7 @@ def test_a_value_of_another_type_is_refused(where: str, key: str, kind: type, ar
 @pytest.mark.parametrize("where", MAPS)
 def test_an_unknown_key_is_refused_in_a_known_version(where: str, archive: Path, out: Path) -> None:
     error = refused(edit(archive, out, put(*MAPS[where], "zz", value=1)), "TSW-307")
-    assert error.field.endswith(".'zz'")
+    assert error.field.endswith("['zz']")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_unknown_key_is_refused_in_a_known_version(where: str, archive: Path,
 )
 @pytest.mark.parametrize("value", [1, b"x", [], {}])
 def test_remarks_are_texts(keys: tuple[Any, ...], value: Any, archive: Path, out: Path) -> None:
-    assert refused(edit(archive, out, put(*keys, "zz", value=value)), "TSW-307").field.endswith(".'zz'")
+    assert refused(edit(archive, out, put(*keys, "zz", value=value)), "TSW-307").field.endswith("['zz']")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from container_files import Edited, content, edit, refused
 
 import tswitch_format as tsw
+from tswitch_format import _layout as lay
 from tswitch_format.errors import UnsupportedError
 
 
@@ -99,3 +100,12 @@ def test_a_newer_index_is_still_canonical(archive: Path, out: Path) -> None:
         file.doc["new"] = -1
 
     refused(edit(archive, out, change), "TSW-301")
+
+
+def test_known_flags_keep_their_rules_in_a_newer_version(archive: Path, out: Path) -> None:
+    def change(file: Edited) -> None:
+        file.prologue = {"minor": 1}
+        with file.tensors("extra") as table:
+            table["flags"][0] = 4 | lay.HAS_SAMPLED
+
+    refused(edit(archive, out, change), "TSW-406")

@@ -225,7 +225,7 @@ def test_an_archive_has_no_padding(archive: Path) -> None:
         ({"task": "x" * 1025}, "1025 bytes"),
         ({"task": "e\u0301"}, "NFC"),
         ({"metadata": {str(number): "" for number in range(4097)}}, r"a \.tsw file cannot hold this.*TSW-305"),
-        ({"metadata": {"a": 1}}, r"a \.tsw file cannot hold this: metadata.a: expected str.*TSW-307"),
+        ({"metadata": {"a": 1}}, r"a \.tsw file cannot hold this: metadata\['a'\]: expected str.*TSW-307"),
         ({"metadata": {"a": "\ud800"}}, "cannot be encoded"),
         ({"base_id": 5}, r"cannot hold this: base\.id: expected str.*TSW-307"),
         ({"base_revision": b"x"}, r"cannot hold this: base\.revision: expected str.*TSW-307"),

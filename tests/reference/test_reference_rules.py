@@ -90,6 +90,9 @@ def first(index: dict[str, Any], key: str, value: Any) -> None:
 
 
 WIDE = {f"k{number:04}": "" for number in range(4096)}
+EMPTY_LIST = {"dims": b"", "names": b"", "tensors": b""}
+EMPTY_TASK = {"checkpoint": {}, "entries": b"", "metadata": {}, "name": "", "recipe": {}, "segments": b""}
+WIDE_TASKS = [EMPTY_TASK | {"name": f"{number:04}" + "\u00e9" * 510} for number in range(1025)]
 NESTED: Any = 0
 for _ in range(8):
     NESTED = [NESTED]
@@ -191,7 +194,12 @@ CASES: list[tuple[str, str, Draft]] = [
             "\u212b",
         )
     ],
-    ("TSW-403", "32 MiB of names", at_top("extra", {"dims": b"", "names": bytes((1 << 25) - 2), "tensors": b""})),
+    ("TSW-305", "4 MiB of str", at_top("metadata", {"a": "x" * (1 << 22)})),
+    (
+        "TSW-403",
+        "1 MiB of names that are not ASCII",
+        document(lambda index: index.update(tasks=WIDE_TASKS, extra=EMPTY_LIST)),
+    ),
     ("TSW-403", "17 dimensions", of_tensors(tensor("a", 12, *[1] * 17))),
     ("TSW-403", "a dimension", of_tensors(tensor("a", 12, BIG + 1, 0))),
     ("TSW-403", "elements", of_tensors(tensor("a", 12, 1 << 24, (1 << 24) + 1))),

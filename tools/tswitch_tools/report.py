@@ -7,17 +7,20 @@ bytes sum to the file's up to rounding.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tswitch_format.checkpoint import DTYPES
 from tswitch_format.codecs import Codec
-from tswitch_format.container.reader import Entry
+from tswitch_format.container.index import Index, Kind, TaskTable
+from tswitch_format.container.reader import Container
 from tswitch_format.switch.file import SwitchFile
+
+_BITS = np.array([DTYPES[i].bits if i in DTYPES else 0 for i in range(256)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,57 +93,68 @@ class FileReport:
         return made
 
 
-def report(file: SwitchFile) -> FileReport:
-    """Report on an open file."""
+def report(file: SwitchFile, *, tensors: bool = False) -> FileReport:
+    """Report on an open file; on each tensor of each task only if `tensors`."""
     container = file.container
-    lengths = [int(task.segments["length"].sum(dtype=np.int64)) for task in container.index.tasks]
+    index = container.index
+    lengths = [int(task.segments["length"].sum(dtype=np.int64)) for task in index.tasks]
     shared = (container.length - sum(lengths)) / max(len(lengths), 1)
-    base = file.base
+    info = file.base
+    base = BaseReport(info.id, info.revision, info.tensors, info.params, info.nbytes, 4 * info.params)
+    held = _bytes_by_dtype(index.base.records["dtype"], index.base.elements)
     return FileReport(
         str(file.path),
         file.version,
         file.profile,
         container.length,
         file.content_id,
-        BaseReport(base.id, base.revision, base.tensors, base.params, base.nbytes, 4 * base.params),
-        [_task(file, number, round(length + shared)) for number, length in enumerate(lengths)],
+        base,
+        [
+            _task(index, task, base, held, round(length + shared), _entries(container, number) if tensors else ())
+            for number, (task, length) in enumerate(zip(index.tasks, lengths, strict=True))
+        ],
         dict(file.metadata),
     )
 
 
-def _task(file: SwitchFile, number: int, nbytes: int) -> TaskReport:
-    task = file.container.index.tasks[number]
-    params = file.base.params
-    entries = list(file.container.entries(number))
-    ternary = [entry for entry in entries if entry.kind.name == "TERNARY"]
-    active = np.array([entry.active for entry in ternary], np.int64)
-    elements = np.array([entry.spec.elements for entry in ternary], np.int64)
-    source = _source(file, entries)
+def _task(
+    index: Index,
+    task: TaskTable,
+    base: BaseReport,
+    held: NDArray[np.float64],
+    nbytes: int,
+    entries: Sequence[EntryReport],
+) -> TaskReport:
+    ternary = task.entries[task.entries["kind"] == Kind.TERNARY]
+    active = ternary["active"].astype(np.int64)
+    elements = index.elements[ternary["tensor"]]
+    source = held + _changed_bytes(index, task)
+    dtypes = sorted((i for i in DTYPES if source[i] > 0), key=lambda i: -source[i])
     return TaskReport(
         task.name,
-        len(entries),
-        params,
+        len(task.entries),
+        base.params,
         int(active.sum()),
-        _ratio(int(active.sum()), int(elements.sum())),
+        _ratio(int(active.sum()), float(elements.sum(dtype=np.float64))),
         nbytes,
-        100 * _ratio(nbytes, 4 * params),
-        100 * _ratio(nbytes, source.total()),
-        [name for name, _ in source.most_common()],
-        8 * _ratio(nbytes, params),
-        _ratio(_entropy_bits(active, elements), params),
+        100 * _ratio(nbytes, 4 * base.params),
+        100 * _ratio(nbytes, float(source.sum())),
+        [DTYPES[i].name for i in dtypes],
+        8 * _ratio(nbytes, base.params),
+        _ratio(_entropy_bits(active, elements), base.params),
         task.recipe.get("select"),
         task.recipe.get("knob"),
         dict(task.recipe),
-        _entries(file, number, entries),
+        entries,
     )
 
 
-def _entries(file: SwitchFile, number: int, entries: Sequence[Entry]) -> list[EntryReport]:
-    segments = file.container.index.tasks[number].segments
+def _entries(container: Container, number: int) -> list[EntryReport]:
+    segments = container.index.tasks[number].segments
     made = []
-    for entry in entries:
+    for entry in container.entries(number):
         own = segments[entry.segments.start : entry.segments.stop]
-        switch = entry.kind.name == "TERNARY"
+        switch = entry.kind is Kind.TERNARY
         made.append(
             EntryReport(
                 entry.spec.name,
@@ -157,18 +171,20 @@ def _entries(file: SwitchFile, number: int, entries: Sequence[Entry]) -> list[En
     return made
 
 
-def _source(file: SwitchFile, entries: Sequence[Entry]) -> Counter[str]:
-    """Bytes of the expert's checkpoint, by dtype."""
-    specs = {name: file.base.spec(name) for name in file.base}
-    for entry in entries:
-        if entry.kind.name == "REMOVED":
-            del specs[entry.spec.name]
-        else:
-            specs[entry.spec.name] = replace(entry.spec, dtype=entry.dtype)
-    held: Counter[str] = Counter()
-    for spec in specs.values():
-        held[spec.dtype.name] += spec.nbytes
-    return held
+def _bytes_by_dtype(dtypes: NDArray[np.uint8], elements: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bytes of tensors, by id of their dtype. Floats: hostile sums are beyond 64 bits."""
+    return np.bincount(dtypes, elements * (_BITS[dtypes] / 8), minlength=_BITS.size).astype(np.float64)
+
+
+def _changed_bytes(index: Index, task: TaskTable) -> NDArray[np.float64]:
+    """How the expert's checkpoint differs from the base in bytes, by dtype."""
+    tensors, dtypes = task.entries["tensor"].astype(np.int64), task.entries["dtype"]
+    stays = task.entries["kind"] != Kind.REMOVED
+    made = _bytes_by_dtype(dtypes[stays], index.elements[tensors[stays]])
+    added = tensors[tensors >= len(index.base)].tolist()
+    replaced = [number for number in (index.base.find(index.name(tensor)) for tensor in added) if number is not None]
+    gone = np.concatenate([tensors[tensors < len(index.base)], np.array(replaced, np.int64)])
+    return made - _bytes_by_dtype(index.dtypes[gone], index.elements[gone])
 
 
 def _entropy_bits(active: NDArray[np.int64], elements: NDArray[np.int64]) -> float:

@@ -20,6 +20,14 @@ def pack_positions(positions: NDArray[np.int64], n: int) -> NDArray[np.uint8]:
     return np.packbits(flags, bitorder="little")
 
 
+def pack_constant(n: int, *, ones: bool) -> NDArray[np.uint8]:
+    """Bit string of `n` bits that are all ones, or all zeros."""
+    packed = np.full(nbytes(n), 0xFF if ones else 0, np.uint8)
+    if ones and n % 8:
+        packed[-1] = (1 << n % 8) - 1
+    return packed
+
+
 def unpack_positions(packed: NDArray[np.uint8], n: int) -> NDArray[np.int64]:
     """Positions of the ones in a bit string of `n` bits, ascending."""
     return np.flatnonzero(unpack_flags(packed, n))

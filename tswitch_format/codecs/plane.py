@@ -116,6 +116,9 @@ def decode_packed(codec: int, parameter: int, data: memoryview, n: int, count: i
         packed = _bitmap(codec, data, n)
         _check_count(bits.count_ones(packed), count)
         return packed
+    if codec in (Codec.ZEROS, Codec.ONES):  # at once: a file of 5 kB may have 2.7 million such planes
+        _check_constant(data, count, n if codec == Codec.ONES else 0)
+        return bits.pack_constant(n, ones=codec == Codec.ONES)
     return bits.pack_positions(decode_positions(codec, parameter, data, n, count), n)
 
 

@@ -56,7 +56,10 @@ def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> Non
     start = lay.align(end, lay.MAPPED_SMALL if index.mapped else 1)
     if start != frame.index_offset:
         expected = f"{start}, where the last segment ends"
-        report.finding("TSW-604", "index offset", expected, str(frame.index_offset), offset=40)
+        # Segments that reach into the index, or beyond the file, are not to be read.
+        take = report.finding if start < frame.index_offset else report.blocking
+        take("TSW-604", "index offset", expected, str(frame.index_offset), offset=40)
+        report.gate()
 
 
 def _check_names(tasks: Sequence[TaskTable], report: Report) -> None:
@@ -119,15 +122,15 @@ def _owners(index: Index) -> NDArray[np.int64]:
     # Both lists are in order, so they are merged: dictionaries of half a million names took a second.
     base = enumerate(index.base.names)
     at, candidate = next(base, (0, None))
-    owners: list[int] = []
+    owners = np.empty(len(index.extra), np.int64)
     before, owner = None, 0
-    for number, name in enumerate(index.extra.names, len(index.base)):
+    for number, name in enumerate(index.extra.names):
         if name != before:
             while candidate is not None and candidate < name:
                 at, candidate = next(base, (at, None))
-            before, owner = name, at if candidate == name else number
-        owners.append(owner)
-    return np.concatenate([np.arange(len(index.base)), np.array(owners)])
+            before, owner = name, at if candidate == name else len(index.base) + number
+        owners[number] = owner
+    return np.concatenate([np.arange(len(index.base)), owners])
 
 
 def _check_entries(batch: _Batch, frame: Frame, owners: NDArray[np.int64] | None) -> None:

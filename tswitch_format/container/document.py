@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgpack
 
-from tswitch_format._layout import MAX_DEPTH, MAX_MEMBERS, MAX_VALUES
+from tswitch_format._layout import MAX_DEPTH, MAX_MEMBERS, MAX_TEXT, MAX_VALUES
 
 Value: TypeAlias = "dict[str, Value] | list[Value] | str | bytes | memoryview | int"
 Fail: TypeAlias = Callable[[str, str, str, int], Exception]  # (rule, expected, found, position) -> error to raise
@@ -71,6 +71,7 @@ class _Decoder:
         self._data = data
         self._fail = fail
         self._left = MAX_VALUES
+        self._text_left = MAX_TEXT  # one character above U+FFFF makes Python keep four bytes for each of a str
         self.at = 0
 
     def value(self, depth: int) -> Value:
@@ -121,6 +122,9 @@ class _Decoder:
     def _text(self, length: int) -> str:
         begin = self.at
         data = self._take(length)
+        self._text_left -= length
+        if self._text_left < 0:
+            raise self._fail("TSW-305", f"at most {MAX_TEXT} bytes of str in all", "more", begin)
         try:
             return str(data, "utf-8")
         except UnicodeDecodeError as error:

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
+from tswitch_format._layout import Kind
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container import document
 from tswitch_format.container.tensors import TensorList
+
+__all__ = ["Index", "Kind", "TaskTable"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,14 @@ class Index:
         rows = self.rows[tensors]
         columns = elements // np.maximum(rows, 1)
         chunks = lay.chunks_of(elements)
-        ternary = kind == lay.Kind.TERNARY
+        ternary = kind == Kind.TERNARY
         return np.stack(
             [
                 np.where(ternary & ((flags & lay.HAS_ROW_FACTORS) != 0), lay.chunks_of(rows), 0),
                 np.where(ternary & ((flags & lay.HAS_COLUMN_FACTORS) != 0), lay.chunks_of(columns), 0),
                 np.where(ternary, chunks, 0),
                 np.where(ternary, chunks, 0),
-                np.where(kind == lay.Kind.DENSE, chunks, 0),
+                np.where(kind == Kind.DENSE, chunks, 0),
             ],
             axis=1,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -31,6 +32,24 @@ class Order(NamedTuple):
 
     equal: NDArray[np.int64]
     wrong: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Budget:
+    """What may still come of names that are not ASCII: normalising such a name takes up to 0.3 us a character."""
+
+    report: Report
+    left: int = lay.MAX_WIDE_NAMES
+
+    def take(self, names: Iterable[str], field: str) -> list[str]:
+        """Those of `names` that are not ASCII. Raises FormatError where there are too many."""
+        found = [name for name in names if not name.isascii()]
+        self.left -= sum(len(name.encode()) for name in found)
+        if self.left < 0:
+            raise self.report.fatal(
+                "TSW-403", field, f"at most {lay.MAX_WIDE_NAMES} bytes of names that are not ASCII, in all", "more"
+            )
+        return found
 
 
 class Names(Sequence[str]):
@@ -69,9 +88,10 @@ class Names(Sequence[str]):
 
 
 def cut_names(
-    data: memoryview, lengths: NDArray[np.uint16], field: str, place: Place, report: Report
+    data: memoryview, lengths: NDArray[np.uint16], field: str, place: Place, budget: Budget
 ) -> tuple[Names, Order]:
     """Cut and check the names of a tensor list. Also: which do not come after the one before."""
+    report = budget.report
     total = int(lengths.sum(dtype=np.int64))
     if total != len(data):
         raise report.fatal("TSW-401", f"{field}.names", f"{total} bytes", str(len(data)), offset=place.of(data))
@@ -83,7 +103,7 @@ def cut_names(
     previous = ""
     for first in range(0, len(names), _BLOCK):
         last = min(first + _BLOCK, len(names))
-        lines = _proper_lines(names, first, last) if fits[first:last].all() else None
+        lines = _proper_lines(names, first, last, field, budget) if fits[first:last].all() else None
         if lines is None:
             listed += _report_improper(names, first, last, report.LISTED - listed, field, place, report)
             if listed == report.LISTED:
@@ -97,7 +117,7 @@ def cut_names(
     return names, Order(np.array(equal, np.int64), np.array(wrong, np.int64))
 
 
-def _proper_lines(names: Names, first: int, last: int) -> list[str] | None:
+def _proper_lines(names: Names, first: int, last: int, field: str, budget: Budget) -> list[str] | None:
     """The names of a block; None if one of them is not proper."""
     # As one text: each name by itself took two seconds for a million. Nothing composes with a line feed, so the text is in
     # normal form if and only if every line is, and a line feed within a name makes a line too many.
@@ -109,10 +129,10 @@ def _proper_lines(names: Names, first: int, last: int) -> list[str] | None:
     if len(lines) != last - first:
         return None
     if text.isascii():
-        proper = "".join(lines).isprintable()
-    else:
-        proper = unicodedata.is_normalized("NFC", text) and not _IN_LINES.search(text)
-    return lines if proper else None
+        return lines if "".join(lines).isprintable() else None
+    proper = "".join(line for line in lines if line.isascii()).isprintable()
+    text = "\n".join(budget.take(lines, f"{field}.names"))
+    return lines if proper and unicodedata.is_normalized("NFC", text) and not _IN_LINES.search(text) else None
 
 
 def _report_improper(names: Names, first: int, last: int, most: int, field: str, place: Place, report: Report) -> int:

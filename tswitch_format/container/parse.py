@@ -13,7 +13,7 @@ from tswitch_format.container import document
 from tswitch_format.container.checks import check_tasks
 from tswitch_format.container.frame import Frame
 from tswitch_format.container.index import Index, TaskTable
-from tswitch_format.container.names import cut_names, name_problem
+from tswitch_format.container.names import Budget, cut_names, name_problem
 from tswitch_format.container.report import Place, Report
 from tswitch_format.container.tensors import TensorList
 
@@ -51,6 +51,7 @@ class _Parser:
         self._minor = frame.minor
         self._frame = frame
         self._report = report
+        self._budget = Budget(report)
         self._place = Place(data, frame.index_offset, compressed=frame.index_encoding == lay.Encoding.ZSTD)
 
     def index(self) -> Index:
@@ -63,9 +64,6 @@ class _Parser:
         tensors = len(base_records) + len(extra_records)
         if tensors > lay.MAX_TENSORS:
             raise report.fatal("TSW-403", "tensors", f"at most {lay.MAX_TENSORS}", str(tensors))
-        names = len(base["names"]) + len(extra["names"])
-        if names > lay.MAX_NAMES:
-            raise report.fatal("TSW-403", "names", f"at most {lay.MAX_NAMES} bytes in both lists", str(names))
         if doc["profile"] not in lay.PROFILES:
             raise report.newer("TSW-308", "profile", " or ".join(lay.PROFILES), repr(doc["profile"][:80]))
         content_id = doc.get("content_id")
@@ -106,16 +104,17 @@ class _Parser:
                     report.blocking("TSW-307", f"{where}.{key}", "the key", "none")
             elif not isinstance(value[key], _TYPES[kind]):
                 report.blocking("TSW-307", f"{where}.{key}", kind, document.type_name(value[key]))
-        if self._minor <= lay.MINOR:
-            for key in value.keys() - keys.keys():
-                report.finding("TSW-307", f"{where}.{key[:80]!r}", "no such key", "it")
+        for key in value.keys() - keys.keys():
+            if self._minor <= lay.MINOR:
+                report.finding("TSW-307", f"{where}[{key[:80]!r}]", "no such key", "it")
+            del value[key]  # it may hold a quarter of a million objects
         report.gate()
         return value
 
     def _texts(self, value: dict[str, Any], where: str) -> Mapping[str, str]:
         for key, text in value.items():
             if not isinstance(text, str):
-                self._report.finding("TSW-307", f"{where}.{key[:80]!r}", "str", document.type_name(text))
+                self._report.finding("TSW-307", f"{where}[{key[:80]!r}]", "str", document.type_name(text))
         return value
 
     def _table(self, data: memoryview, record: np.dtype[Any], where: str) -> NDArray[Any]:
@@ -140,16 +139,18 @@ class _Parser:
         if len(doc["dims"]) != dims * 8:
             offset = self._place.of(doc["dims"])
             self._report.blocking("TSW-401", f"{where}.dims", f"{dims * 8} bytes", str(len(doc["dims"])), offset=offset)
-        names, order = cut_names(doc["names"], records["name_length"], where, self._place, self._report)
+        names, order = cut_names(doc["names"], records["name_length"], where, self._place, self._budget)
         self._report.gate()
         made = TensorList(names, records, np.frombuffer(doc["dims"], "<u8"))
         made.check(where, order, self._minor, self._place, self._report, base=where == "base")
         return made
 
     def _check_aliases(self, index: Index) -> None:
+        self._budget.take(index.aliases, "base.aliases")
+        self._budget.take([task.name for task in index.tasks], "tasks")
         for name, target in index.aliases.items():
             wrong = name_problem(name) or ("the name of a tensor" if index.base.find(name) is not None else None)
-            where = f"base.aliases.{name[:80]!r}"
+            where = f"base.aliases[{name[:80]!r}]"
             if wrong:
                 self._report.blocking("TSW-407", where, "a proper name that the base has not", wrong)
             if not isinstance(target, int):

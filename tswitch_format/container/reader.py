@@ -58,6 +58,7 @@ class Container:
             pread, self._source = self._source, self._source.mapped()
             pread.close()
         self._verify = verify != "off"
+        self._entry_numbers: dict[int, dict[str, int]] = {}
         self._touched = [np.zeros(len(task.segments), np.bool_) for task in self.index.tasks]
 
     @property
@@ -132,15 +133,11 @@ class Container:
         except KeyError:
             raise UnknownNameError("task", task, self.index.task_numbers, where=str(self.path)) from None
 
-    @cached_property
-    def _entry_numbers(self) -> list[dict[str, int]]:
-        return [
-            {self.index.name(tensor): number for number, tensor in enumerate(task.entries["tensor"].tolist())}
-            for task in self.index.tasks
-        ]
-
     def entry_numbers(self, task: int) -> dict[str, int]:
         """Name of the tensor that an entry makes -> number of the entry."""
+        if task not in self._entry_numbers:  # of one task only: hostile files have thousands
+            tensors = self.index.tasks[task].entries["tensor"].tolist()
+            self._entry_numbers[task] = {self.index.name(tensor): number for number, tensor in enumerate(tensors)}
         return self._entry_numbers[task]
 
     def close(self) -> None:

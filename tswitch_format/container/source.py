@@ -53,6 +53,8 @@ class PreadSource:
         """See `Source.read`."""
         if self._fd < 0:
             raise TswError(f"{self.name}: the file is closed; open it again")
+        if offset + length > self.length:  # before a buffer is allocated for it
+            raise _cut(self.name, offset, offset + length - self.length)
         parts = []
         while length:
             try:

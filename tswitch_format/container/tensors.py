@@ -154,9 +154,10 @@ class TensorList:
         bits = _BITS[records["dtype"]]
         each(bits == 0, "TSW-404", "dtype", "a known dtype", newer=True)
         each((self.elements % 8 * bits) % 8 != 0, "TSW-404", "dtype", "one whose elements fill whole bytes here")
-        known = lay.HAS_SHA256 | lay.HAS_SAMPLED if base else 0
-        if minor <= lay.MINOR:
-            each((flags & ~np.uint32(known)) != 0, "TSW-406", "flags", f"no bits but those of 0x{known:X}")
+        known = np.uint32(lay.HAS_SHA256 | lay.HAS_SAMPLED)
+        allowed = known if base else np.uint32(0)
+        wrong = flags & ~allowed if minor <= lay.MINOR else flags & known & ~allowed
+        each(wrong != 0, "TSW-406", "flags", f"no bits but those of 0x{allowed:X}")
         for name, flag in (("sha256", lay.HAS_SHA256), ("sampled", lay.HAS_SAMPLED)):
             each(((flags & flag) == 0) & any_set(records, name), "TSW-406", name, "zero where absent")
         unordered = np.zeros(len(self), np.bool_)

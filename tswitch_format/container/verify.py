@@ -24,7 +24,7 @@ from tswitch_format.errors import FormatError, OptionError, TswError, Unsupporte
 
 Level = Literal["structure", "checksums", "full"]
 LEVELS = ("structure", "checksums", "full")
-_BLOCK = 1 << 20  # bytes
+_MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """What `validate` found. `unreadable`: why the file could not be read at all, or None. `newer`: it needs a newer reader."""
+    """What `validate` found: of one check 100 findings, of one file 10,000 at most.
+
+    `unreadable`: why the file could not be read to its end, or None. `newer`: it needs a newer reader.
+    """
 
     file: str
     level: str
@@ -134,13 +137,12 @@ def _check_paddings(container: Container, segments: NDArray[Any], end: int, repo
 
 
 def _check_padding(container: Container, start: int, end: int, report: Report) -> None:
-    # What is skipped is less than 4,096 bytes, but before an index that lies where it should not.
-    for first in range(start, end, _BLOCK):
-        padding = bytes(container.read_padding(first, min(first + _BLOCK, end)))
-        if padding.strip(b"\0"):
-            at = first + len(padding) - len(padding.lstrip(b"\0"))
-            report.finding("TSW-702", "padding", "zero", f"0x{padding[at - first]:02x}", offset=at)
-            return
+    # What is skipped is less than 4,096 bytes, but before an index that lies where it should not: which is reported, and of
+    # which a sparse file may have any number.
+    padding = bytes(container.read_padding(start, max(start, min(end, start + _MOST_PADDING))))
+    if padding.strip(b"\0"):
+        at = len(padding) - len(padding.lstrip(b"\0"))
+        report.finding("TSW-702", "padding", "zero", f"0x{padding[at]:02x}", offset=start + at)
 
 
 def _check_entry(entry: Entry, report: Report) -> None:

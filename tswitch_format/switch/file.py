@@ -18,6 +18,8 @@ from tswitch_format.container.verify import raise_first
 from tswitch_format.errors import OptionError, UnknownNameError
 from tswitch_format.switch.tensor import Switch
 
+_SHOWN = 20  # names in a message
+
 
 @dataclass(frozen=True, slots=True)
 class BaseInfo:
@@ -153,10 +155,10 @@ class SwitchFile:
     def _task(self, task: str | None) -> int:
         if task is not None:
             return self.container.find(task)
-        if len(self.tasks) != 1:
-            raise OptionError(
-                f"{self.path}: it has {len(self.tasks)} tasks: {', '.join(self.tasks)}; name one with task="
-            )
+        tasks = self.tasks
+        if len(tasks) != 1:
+            some = ", ".join(tasks[:_SHOWN]) + (", ..." if len(tasks) > _SHOWN else "")
+            raise OptionError(f"{self.path}: it has {len(tasks)} tasks: {some}; name one with task=")
         return 0
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ Value: TypeAlias = "dict[str, Value] | list[Value] | str | bytes | int"
 MOST_MEMBERS = 4096
 MOST_LEVELS = 8
 MOST_NODES = 1 << 18
+MOST_TEXT = 1 << 22
 
 # First byte: (name of the type, bytes of the number that follows, smallest number that needs this form).
 _NUMBERS = {
@@ -64,6 +65,7 @@ class _Reader:
         self.document = document
         self.position = 0
         self.nodes = 0
+        self.texts = 0
 
     def take(self, length: int, what: str) -> bytes:
         start = self.position
@@ -121,6 +123,9 @@ class _Reader:
     def text(self, length: int) -> str:
         at = self.position
         encoded = self.take(length, "a str")
+        self.texts += length
+        if self.texts > MOST_TEXT:
+            raise BrokenError("TSW-305", f"at most {MOST_TEXT} bytes of str", "more", "index", at)
         try:
             return encoded.decode("utf-8")
         except UnicodeDecodeError as error:

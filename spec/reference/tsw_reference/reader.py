@@ -15,7 +15,7 @@ from .layout import BITMAP, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, 
 from .model import Base, Entry, File, Segment
 from .msgpack import Value, decode
 from .tasks import read_tasks
-from .tensors import LIST_KEYS, check_aliases, read_lists
+from .tensors import LIST_KEYS, check_aliases, check_wide_names, read_lists
 
 _FINITE_FACTORS = {2: "e", 3: "f"}
 """struct's letters for the factor dtypes that have values which are not finite."""
@@ -54,6 +54,8 @@ def _read_index(data: bytes, frame: Frame) -> File:
     tensors, extra = read_lists(base_map, extra_map, newer)
     check_aliases(aliases, tensors)
     base = Base(base_id, revision, aliases, tensors)
+    read = read_tasks(tasks, tensors, extra, newer)
+    check_wide_names([*(t.name for t in (*tensors, *extra)), *aliases, *(task.name for task in read)])
     return File(
         data,
         frame.minor,
@@ -63,7 +65,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
         content_id,
         base,
         extra,
-        read_tasks(tasks, tensors, extra, newer),
+        read,
     )
 
 

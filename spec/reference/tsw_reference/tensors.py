@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import struct
 import unicodedata
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 from .errors import BrokenError, shown
 from .fields import Fields
-from .layout import DTYPES, LONGEST_NAME, MOST_DIMENSIONS, MOST_ELEMENTS, MOST_NAME_BYTES, MOST_TENSORS
+from .layout import DTYPES, LONGEST_NAME, MOST_DIMENSIONS, MOST_ELEMENTS, MOST_TENSORS, MOST_WIDE_NAME_BYTES
 from .model import Tensor
 
 RECORD = struct.Struct("<HBBI8s32s")
@@ -44,9 +45,6 @@ def read_lists(base: Fields, extra: Fields, newer: bool) -> tuple[list[Tensor], 
     total = sum(map(len, tables)) // RECORD.size
     if total > MOST_TENSORS:
         raise BrokenError("TSW-403", f"at most {MOST_TENSORS} tensors", str(total), "index, base and extra")
-    names = len(base.binary("names")) + len(extra.binary("names"))
-    if names > MOST_NAME_BYTES:
-        raise BrokenError("TSW-403", f"at most {MOST_NAME_BYTES} bytes of names", str(names), "index, base and extra")
     tensors = _read_list(base, tables[0], 0, newer)
     more = _read_list(extra, tables[1], len(tensors), newer)
     _check_order(tensors, more)
@@ -104,6 +102,14 @@ def _read_list(fields: Fields, table: bytes, first_number: int, newer: bool) -> 
             )
         )
     return tensors
+
+
+def check_wide_names(names: Iterable[str]) -> None:
+    """The limit on names that are not ASCII, of tensors, aliases and tasks together."""
+    total = sum(len(name.encode("utf-8")) for name in names if not name.isascii())
+    if total > MOST_WIDE_NAME_BYTES:
+        expected = f"at most {MOST_WIDE_NAME_BYTES} bytes of names that are not ASCII"
+        raise BrokenError("TSW-403", expected, str(total), "index, names")
 
 
 def optional_digest(stored: bytes, present: bool, where: object) -> bytes | None:

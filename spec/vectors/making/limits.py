@@ -20,7 +20,8 @@ INDEX = 1 << 26
 MEMBERS = 4096
 VALUES = 1 << 18
 TENSORS = 1 << 20
-NAMES = 1 << 25
+WIDE_NAMES = 1 << 20
+TEXTS = 1 << 22
 
 
 def add(suite: Suite) -> None:
@@ -29,32 +30,17 @@ def add(suite: Suite) -> None:
     _members(suite)
     _tensors(suite)
     _names(suite)
+    _texts(suite)
     _sizes(suite)
     _windows(suite)
 
 
 def _index_length(suite: Suite) -> None:
     bare = File(writer="", content_id=False)
-    head = len(encode_of(bare)) - 1  # up to the value of `writer`, which is last
-
-    def long(length: int) -> dict[str, Any]:
-        text = length - head - 5
-        prefix = b"\xdb" + text.to_bytes(4, "big")
-
-        def index(plain: bytes) -> bytes:
-            return plain[:-1] + prefix + b"a" * text
-
-        def stored(plain: bytes) -> bytes:
-            first = head + 5
-            return zf.header(len(plain)) + zf.raw_blocks(plain[:first], last=False) + zf.rle_blocks(97, text)
-
-        return {"index": index, "stored": stored}
-
     why = "an index of 67,108,864 bytes"
-    suite.valid("limit-index-bytes", bare, why, large=True, verdict_only=True, **long(INDEX))
-    suite.invalid(
-        "limit-index-bytes", "TSW-108", "an index of one byte more than 2^26", bare, large=True, **long(INDEX + 1)
-    )
+    suite.valid("limit-index-bytes", bare, why, large=True, verdict_only=True, **_of_length(INDEX))
+    why = "an index of one byte more than 2^26"
+    suite.invalid("limit-index-bytes", "TSW-108", why, bare, large=True, **_of_length(INDEX + 1))
 
     def stretched(extra: int) -> dict[str, Any]:
         """The index in a frame as long as is allowed, and `extra` more: blocks of one byte, empty ones, longer fields."""
@@ -82,7 +68,7 @@ def _index_length(suite: Suite) -> None:
     )
 
 
-def encode_of(file: File) -> bytes:
+def encode_of(file: File, **hooks: Any) -> bytes:
     """The index of a file."""
     found: list[bytes] = []
 
@@ -90,7 +76,7 @@ def encode_of(file: File) -> bytes:
         found.append(index)
         return index
 
-    write(file, index=take)
+    write(file, index=take, **hooks)
     return found[0]
 
 
@@ -145,76 +131,101 @@ def _members(suite: Suite) -> None:
 
 
 def _tensors(suite: Suite) -> None:
-    """2^20 tensors with names of eight digits, the first of base 64, the others of base 4."""
+    empty = File(content_id=False)
+    suite.valid("limit-tensors", empty, "1,048,576 tensors", large=True, verdict_only=True, **_listed(TENSORS))
+    suite.invalid("limit-tensors", "TSW-403", "1,048,577 tensors", empty, large=True, **_listed(TENSORS + 1))
+
+
+def _listed(count: int, *, ndim: int = 0, text: int = 0, window: int | None = None) -> dict[str, Any]:
+    """Empty tensors of that many dimensions, and a `writer` of `text` bytes.
+
+    Names have eight digits, the first of base 64, the others of base 4. All is compressed by hand: real compression of the
+    names takes much more. Only their first group is from zstandard, so nothing before it may have a sequence.
+    """
     firsts = [chr(48 + i) for i in range(65)]
     group = "".join("".join(name) for name in product("0123", repeat=7)).encode()
     names = b"".join(
         first.encode().join([b"", *(group[i : i + 7] for i in range(0, len(group), 7))]) for first in firsts
     )
-    record = TENSOR.pack(8, 1, 0, 0, bytes(8), bytes(32))
+    record = TENSOR.pack(8, 1, ndim, 0, bytes(8), bytes(32))
+    blob, table, dims = names[: count * 8], record * count, bytes(8 * ndim * count)
 
-    def hooks(count: int) -> dict[str, Any]:
-        blob = names[: count * 8]
-        table = record * count
+    def document(doc: dict[str, Any]) -> None:
+        doc["base"].update(names=blob, tensors=table, dims=dims)
+        doc["writer"] = "a" * text
 
-        def document(doc: dict[str, Any]) -> None:
-            doc["base"].update(names=blob, tensors=table)
+    def stored(plain: bytes) -> bytes:
+        at = plain.index(blob[:16])
+        table_at = plain.index(record * 2, at + len(blob))
+        dims_at = plain.index(b"dims") + 4 + 5 if dims else 0
+        size = 16384 * 8
+        out = zf.header(len(plain), window=window) + zf.raw_blocks(plain[:dims_at], last=False)
+        out += zf.rle_blocks(0, len(dims), last=False) if dims else b""
+        out += zf.raw_blocks(plain[dims_at + len(dims) : at], last=False)
+        out += _blocks(kept("level 9")(blob[:size]))
+        for start in range(size, len(blob), size):
+            left = min(len(blob) - start, size) // 8
+            # Each name is its first digit and what lies one group before: said five times, then repeated.
+            for names_here, offset in ((5, size), (left - 5, None)) if start == size else ((left, None),):
+                if left == 1:
+                    out += zf.block(0, 8, blob[start:])
+                    break
+                content = zf.rle_literals(blob[start], names_here) + zf.sequences(names_here, 1, offset, 7)
+                out += zf.block(2, len(content), content)
+        out += zf.raw_blocks(plain[at + len(blob) : table_at + len(record)], last=False)
+        out += zf.repeat_blocks(len(record), len(table) - len(record))
+        rest = plain[table_at + len(table) : len(plain) - text]
+        return out + (zf.raw_blocks(rest, last=False) + zf.rle_blocks(97, text) if text else zf.raw_blocks(rest))
 
-        def stored(plain: bytes) -> bytes:
-            """Written by hand: real compression of the names takes much more. Only their first group is from zstandard."""
-            at = plain.index(blob[:16])
-            table_at = plain.index(record * 2, at + len(blob))
-            size = 16384 * 8
-            out = zf.header(len(plain)) + zf.raw_blocks(plain[:at], last=False)
-            out += _blocks(kept("level 9")(blob[:size]))
-            for start in range(size, len(blob), size):
-                left = min(len(blob) - start, size) // 8
-                # Each name is its first digit and what lies one group before: said five times, then repeated.
-                for names_here, offset in ((5, size), (left - 5, None)) if start == size else ((left, None),):
-                    if left == 1:
-                        out += zf.block(0, 8, blob[start:])
-                        break
-                    content = zf.rle_literals(blob[start], names_here) + zf.sequences(names_here, 1, offset, 7)
-                    out += zf.block(2, len(content), content)
-            out += zf.raw_blocks(plain[at + len(blob) : table_at + len(record)], last=False)
-            out += zf.repeat_blocks(len(record), len(table) - len(record))
-            return out + zf.raw_blocks(plain[table_at + len(table) :])
+    return {"document": document, "stored": stored}
 
-        return {"document": document, "stored": stored}
 
-    empty = File(content_id=False)
-    suite.valid("limit-tensors", empty, "1,048,576 tensors", large=True, verdict_only=True, **hooks(TENSORS))
-    suite.invalid("limit-tensors", "TSW-403", "1,048,577 tensors", empty, large=True, **hooks(TENSORS + 1))
+def _of_length(length: int, *, window: int | None = None) -> dict[str, Any]:
+    """An index of that many bytes: tensors of 16 dimensions, and a text of what is missing."""
+    count = (length - 4096) // (8 + 48 + 16 * 8)
+    bare = File(writer="", content_id=False)
+    without = len(encode_of(bare, **_listed(count, ndim=16, window=window)))
+    text = length - without - 2  # its own length takes three bytes instead of one
+    return _listed(count, ndim=16, text=text, window=window)
 
 
 def _names(suite: Suite) -> None:
-    """2^25 bytes of names, 1,024 bytes each; the names are from zstandard."""
-    count = NAMES // 1024
-    blob = b"".join(f"{number:05}".encode() + b"n" * 1019 for number in range(count))
-    record = TENSOR.pack(1024, 1, 0, 0, bytes(8), bytes(32))
+    """2^20 bytes of names that are not ASCII: of tensors first, and the last ones also of an alias or a task."""
+    names = [f"{number:04}" + "\u00e9" * 510 for number in range(WIDE_NAMES // 1024)]
+    tensors = [Tensor(name, "BOOL", (), data=b"\0").bare() for name in names]
+    ascii_too = [Tensor("A" * 1024, "BOOL", (), data=b"\0").bare()]
+    squeezed: dict[str, Any] = {"stored": kept("level 9"), "large": True}
+    full = File(tensors + ascii_too, content_id=False)
+    suite.valid("limit-names", full, "1,048,576 bytes of names that are not ASCII", verdict_only=True, **squeezed)
+    for what, file in (
+        ("tensor", File([*tensors, Tensor("\u00e9", "BOOL", (), data=b"\0").bare()], content_id=False)),
+        ("alias", File(tensors, aliases={"\u00e9": names[0]}, content_id=False)),
+        ("task", File(tensors, [Task("\u00e9")], content_id=False)),
+    ):
+        why = f"a {what} whose name is one more than 1,048,576 bytes of names that are not ASCII"
+        suite.invalid(f"limit-names-{what}", "TSW-403", why, file, **squeezed)
 
-    def hooks(more: bytes) -> dict[str, Any]:
-        names = blob + more
-        table = record * count + TENSOR.pack(len(more), 1, 0, 0, bytes(8), bytes(32)) * bool(more)
 
+def _texts(suite: Suite) -> None:
+    """2^22 bytes of str, keys among them."""
+
+    def bytes_of(value: Any) -> int:
+        if isinstance(value, dict):
+            return sum(bytes_of(key) + bytes_of(member) for key, member in value.items())
+        if isinstance(value, list):
+            return sum(map(bytes_of, value))
+        return len(value.encode()) if isinstance(value, str) else 0
+
+    def full(extra: int) -> dict[str, Any]:
         def document(doc: dict[str, Any]) -> None:
-            doc["base"].update(names=names, tensors=table)
+            doc["tasks"][0]["recipe"]["key"] = ""
+            doc["tasks"][0]["recipe"]["key"] = "x" * (TEXTS + extra - bytes_of(doc))
 
-        def stored(plain: bytes) -> bytes:
-            at = plain.index(blob[:2048])
-            table_at = plain.index(record * 2, at + len(blob))
-            out = zf.header(len(plain)) + zf.raw_blocks(plain[:at], last=False)
-            out += _blocks(kept("level 19")(blob))
-            out += zf.raw_blocks(plain[at + len(blob) : table_at + len(record)], last=False)
-            out += zf.repeat_blocks(len(record), len(record) * (count - 1))
-            return out + zf.raw_blocks(plain[table_at + len(record) * count :])
+        return {"document": document, "stored": kept("level 9"), "large": True}
 
-        return {"document": document, "stored": stored}
-
-    empty = File(content_id=False)
-    suite.valid("limit-names", empty, "33,554,432 bytes of names", large=True, verdict_only=True, **hooks(b""))
-    why = "33,554,433 bytes of names"
-    suite.invalid("limit-names", "TSW-403", why, empty, large=True, **hooks(b"x"))
+    file = File([W], [Task("t", recipe={"key": ""})], content_id=False)
+    suite.valid("limit-texts", file, "4,194,304 bytes of str", verdict_only=True, **full(0))
+    suite.invalid("limit-texts", "TSW-305", "4,194,305 bytes of str", file, **full(1))
 
 
 def _blocks(frame: bytes) -> bytes:
@@ -328,22 +339,8 @@ def _windows(suite: Suite) -> None:
     # An index larger than 8 MiB may have a window as large as itself, 9 MiB = 8 MiB and an eighth.
     nine = 9 << 20
     window = WINDOW_8M + 1
-    for extra in (0, 1):
-        file = File(writer="", content_id=False)
-        text = nine - extra - len(encode_of(file)) + 1 - 5
-
-        def index(plain_index: bytes, text: int = text) -> bytes:
-            return plain_index[:-1] + b"\xdb" + text.to_bytes(4, "big") + b"a" * text
-
-        def stored(plain_index: bytes, text: int = text) -> bytes:
-            head = plain_index[: len(plain_index) - text]
-            start = zf.header(len(plain_index), window=window) + zf.raw_blocks(head, last=False)
-            return start + zf.rle_blocks(97, text)
-
-        hooks: dict[str, Any] = {"index": index, "stored": stored}
-        if extra:
-            why = "an index of 9 MiB less one byte with a window of 9 MiB"
-            suite.invalid("limit-window-of-index", "TSW-707", why, file, large=True, **hooks)
-        else:
-            why = "an index of 9 MiB with a window of 9 MiB"
-            suite.valid("limit-window-of-index", file, why, large=True, verdict_only=True, **hooks)
+    file = File(writer="", content_id=False)
+    why = "an index of 9 MiB with a window of 9 MiB"
+    suite.valid("limit-window-of-index", file, why, large=True, verdict_only=True, **_of_length(nine, window=window))
+    why = "an index of 9 MiB less one byte with a window of 9 MiB"
+    suite.invalid("limit-window-of-index", "TSW-707", why, file, large=True, **_of_length(nine - 1, window=window))

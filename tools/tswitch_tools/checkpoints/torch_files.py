@@ -10,13 +10,14 @@ A folder that has safetensors files as well is left to `safetensors_reader`.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tswitch_format.checkpoint import CheckpointReader, ShardLayout
 from tswitch_format.errors import CheckpointError
@@ -32,6 +33,7 @@ _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler"
 # Where training scripts put the weights in the files they save.
 _WRAPPERS = ("state_dict", "model")
 # All that torch.load raises on files that are damaged or are something else.
+_LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of storages; then come the storages
 _LOAD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -110,8 +112,10 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():  # torch warns of files that are then refused in words of our own
             warnings.simplefilter("ignore", UserWarning)
+            zipped = zipfile.is_zipfile(path)
+            _check_pickles(path, zipped)
             # Only the zip format can be mapped.
-            content = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+            content = torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
     except _LOAD_ERRORS as error:
         raise CheckpointError(
             f"{path}: expected a file of tensors by torch.save, found {_reason(error)}; "
@@ -131,6 +135,31 @@ def _load(path: Path) -> Mapping[str, Any]:
                 "save module.state_dict() alone"
             )
     return content
+
+
+def _check_pickles(path: Path, zipped: bool) -> None:
+    """Refuse what torch lets through although it costs any amount of memory: a `bytearray(n)`, compressed members.
+
+    Raises pickle.UnpicklingError, and what `pickletools` and `zipfile` raise of damaged files.
+    """
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise pickle.UnpicklingError("a compressed member")  # torch.save stores them
+                if member.filename.endswith("data.pkl"):
+                    with archive.open(member) as stream:
+                        _check_pickle(stream)
+        return
+    with path.open("rb") as stream:
+        for _ in range(_LEGACY_PICKLES):
+            _check_pickle(stream)
+
+
+def _check_pickle(stream: IO[bytes]) -> None:
+    for _, argument, _ in pickletools.genops(stream):
+        if isinstance(argument, str) and argument.split(" ")[-1] == "bytearray":
+            raise pickle.UnpicklingError("a bytearray")
 
 
 def _reason(error: BaseException) -> str:

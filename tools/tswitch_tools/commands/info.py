@@ -35,7 +35,7 @@ def info(*, file: Path, tensors: bool, as_json: bool) -> None:
       tsw info math.tsw --json
     """
     with tsw.open(file) as opened:
-        found = report(opened)
+        found = report(opened, tensors=tensors)
     if as_json:
         options.print_json(found.document(tensors=tensors))
         return

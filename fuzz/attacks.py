@@ -1,0 +1,381 @@
+"""Files made to cost a reader as much as they can: each below 1 MiB, each aimed at one limit (`spec/security.md`).
+
+`ATTACKS` names them; `python -m fuzz.attack_cost` measures what opening each one takes. All checksums are right, so that
+nothing ends early: an attacker can compute them too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import zstandard
+
+from tswitch_format import _layout as lay
+from tswitch_format._checksum import crc32c
+
+LARGEST = 1 << 20  # bytes of such a file
+_EMPTY = {"dims": b"", "names": b"", "tensors": b""}
+
+
+def sealed(document: bytes, segments: bytes = b"", *, minor: int = 0) -> bytes:
+    """A file of these segments and this decoded index, with the right lengths and checksums."""
+    stored = _compressed(document, 9)
+    if len(stored) + len(segments) + 2 * lay.FRAME >= LARGEST:
+        stored = _compressed(document, 18)  # takes up to 10 s
+    offset = lay.FRAME + len(segments)
+    shared = (offset, len(stored), len(document))
+    head = struct.pack(
+        "<8sHHIQQQQQB3x", lay.MAGIC, 1, minor, shared[2], 0, 0, offset + len(stored) + 64, *shared[:2], 1
+    )
+    tail = struct.pack("<QQIB3x32s", *shared, 1, hashlib.sha256(stored).digest())
+    return b"".join(
+        (head, struct.pack("<I", crc32c(head)), segments, stored, tail, struct.pack("<I", crc32c(tail)), lay.END_MAGIC)
+    )
+
+
+def _compressed(data: bytes, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level, write_checksum=False).compress(data)
+
+
+def document(**parts: Any) -> bytes:
+    """The canonical bytes of an index that says nothing but `parts`."""
+    whole: dict[str, Any] = {
+        "base": {"aliases": {}, **_EMPTY},
+        "extra": _EMPTY,
+        "metadata": {},
+        "profile": "archive",
+        "tasks": [],
+        "writer": "",
+    }
+    whole |= parts
+    packed: bytes = msgpack.packb({key: whole[key] for key in sorted(whole)})
+    return packed
+
+
+def tensors(names: list[bytes], *, dtype: int = 12, shape: tuple[int, ...] = (), **more: Any) -> dict[str, Any]:
+    """A tensor list of these names, all of one dtype and shape."""
+    records = np.zeros(len(names), lay.TENSOR)
+    records["name_length"] = [len(name) for name in names]
+    records["dtype"], records["ndim"] = dtype, len(shape)
+    dims = np.tile(np.array(shape, "<u8"), len(names)).tobytes()
+    return {**more, "dims": dims, "names": b"".join(names), "tensors": records.tobytes()}
+
+
+def task(name: str, entries: np.ndarray[Any, Any], segments: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A task of these tables."""
+    return {
+        "checkpoint": {},
+        "entries": entries.tobytes(),
+        "metadata": {},
+        "name": name,
+        "recipe": {},
+        "segments": segments.tobytes(),
+    }
+
+
+def _numbered(count: int, form: str = "{:05x}") -> list[bytes]:
+    return [form.format(number).encode() for number in range(count)]
+
+
+def _ternary(count: int, first: int = 0) -> np.ndarray[Any, Any]:
+    entries = np.zeros(count, lay.ENTRY)
+    entries["tensor"] = np.arange(first, first + count)
+    entries["kind"], entries["dtype"] = lay.Kind.TERNARY, 12
+    return entries
+
+
+def _zeros(count: int) -> np.ndarray[Any, Any]:
+    """Segments without bytes: all masks of a task, then all its signs."""
+    segments = np.zeros(2 * count, lay.SEGMENT)
+    segments["offset"] = lay.FRAME
+    segments["role"] = np.repeat([lay.Role.MASK, lay.Role.SIGN], count)
+    return segments
+
+
+def largest_index() -> bytes:
+    """64 MiB under a key of a later version."""
+    return sealed(document(z=bytes(lay.MAX_INDEX - 200)), minor=1)
+
+
+def most_members() -> bytes:
+    """2^18 members: maps of short texts."""
+    return sealed(document(tasks=_talkative_tasks()))
+
+
+def _talkative_tasks() -> list[dict[str, Any]]:
+    """As many tasks and remarks as there may be, each remark of one character that takes four bytes."""
+    texts = {chr(0x1F600 + number): "\U0001f600" for number in range(51)}
+    empty = {**task("", np.zeros(0, lay.ENTRY), np.zeros(0, lay.SEGMENT)), "metadata": texts}
+    return [{**empty, "name": f"{number:04}"} for number in range(3998)]
+
+
+def most_tasks() -> bytes:
+    """4,096 tasks of 250 entries each, without segments."""
+    base = tensors(_numbered(250), shape=(0,), aliases={})
+    entries = _ternary(250)
+    none = np.zeros(0, lay.SEGMENT)
+    return sealed(document(base=base, tasks=[task(str(number), entries, none) for number in range(4096)]))
+
+
+def most_tensors() -> bytes:
+    """2^20 tensors."""
+    return sealed(document(base=tensors(_numbered(1 << 20), aliases={})))
+
+
+def most_entries() -> bytes:
+    """One task of as many entries as fit beside their tensors, each with two segments."""
+    count = 400_000
+    segments = _zeros(count)
+    segments["role"] = np.tile([lay.Role.MASK, lay.Role.SIGN], count)
+    base = tensors(_numbered(count), shape=(5,), aliases={})
+    return sealed(document(base=base, tasks=[task("t", _ternary(count), segments)]))
+
+
+def most_segments() -> bytes:
+    """One switch of 2.7 million segments."""
+    chunks = 1_390_000
+    base = tensors([b"w"], shape=(chunks * lay.CHUNK,), aliases={})
+    return sealed(document(base=base, tasks=[task("t", _ternary(1), _zeros(chunks))]))
+
+
+def most_dimensions() -> bytes:
+    """Tensors of 16 dimensions."""
+    return sealed(document(base=tensors(_numbered(360_000), shape=(1,) * 16, aliases={})))
+
+
+def longest_names() -> bytes:
+    """32 MiB of names of 1,024 bytes."""
+    names = [f"{number:05}".encode() + b"a" * 1019 for number in range(32_768)]
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def strangest_names() -> bytes:
+    """Names that need every check of characters: not ASCII, not printable, of marks that compose."""
+    count = 128_000
+    names = [f"{number:06}".encode() + ("\u00ad" + "\u0302" * 126).encode() for number in range(count)]
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def names_to_reorder() -> bytes:
+    """Names whose marks a normaliser sorts in quadratic time; none is in normal form."""
+    names = [f"{number:05}".encode() + ("\u0302" * 254 + "\u0323" * 254).encode() for number in range(32_000)]
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def one_bad_name_a_block() -> bytes:
+    """As many names as there may be, of which one in 4,096 is not proper."""
+    names = _numbered(1 << 20)
+    for number in range(4095, 1 << 20, 4096):
+        names[number] = names[number][:4] + b"\x7f"
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def last_name_twice() -> bytes:
+    """2^20 names of which the last two are the same."""
+    names = _numbered(1 << 20)
+    names[-1] = names[-2]
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def most_extra() -> bytes:
+    """A million records of `extra` of one name, told apart by their last dimension, each used by a task of its own or not."""
+    count = 430_000
+    extra = tensors([b"x"] * count, shape=(1,) * 8 + (0,))
+    dims = np.frombuffer(extra["dims"], "<u8").reshape(count, 9).copy()
+    dims[:, 8] = np.arange(count)
+    return sealed(document(extra={**extra, "dims": dims.tobytes()}))
+
+
+def most_aliases() -> bytes:
+    """4,096 aliases beside a million names."""
+    base = tensors(_numbered(1 << 20), aliases={f"z{number:04}": number for number in range(4096)})
+    return sealed(document(base=base))
+
+
+def names_in_both_lists() -> bytes:
+    """Half a million names that are in `base` and in `extra`, all of them changed by one task."""
+    return sealed(_both_lists(330_000))
+
+
+def _both_lists(count: int, **more: Any) -> bytes:
+    return document(**_both_parts(_numbered(count)), **more)
+
+
+def _both_parts(names: list[bytes]) -> dict[str, Any]:
+    """Tensors that are in both lists, and a task that changes the dtype of all."""
+    count = len(names)
+    entries = np.zeros(count, lay.ENTRY)
+    entries["tensor"] = np.arange(count, 2 * count)
+    entries["kind"], entries["dtype"] = lay.Kind.DENSE, 10
+    return {
+        "base": tensors(names, shape=(0,), aliases={}),
+        "extra": tensors(names, dtype=10, shape=(0,)),
+        "tasks": [task("t", entries, np.zeros(0, lay.SEGMENT))],
+    }
+
+
+def every_entry_wrong() -> bytes:
+    """A million entries that each break several rules."""
+    base = tensors(_numbered(250), shape=(0,), aliases={})
+    entries = _ternary(250)
+    entries["knob"], entries["active"], entries["reserved"], entries["flags"] = np.nan, 5, 7, 0xF8
+    none = np.zeros(0, lay.SEGMENT)
+    return sealed(document(base=base, tasks=[task(str(number), entries, none) for number in range(4096)]))
+
+
+def every_segment_wrong() -> bytes:
+    """A switch of millions of segments none of which is where it should be, nor of the right role."""
+    chunks = 1_390_000
+    segments = _zeros(chunks)
+    segments["offset"], segments["role"], segments["reserved"] = (1 << 64) - 1, lay.Role.DATA, 1
+    base = tensors([b"w"], shape=(chunks * lay.CHUNK,), aliases={})
+    return sealed(document(base=base, tasks=[task("t", _ternary(1), segments)]))
+
+
+def largest_tensors() -> bytes:
+    """A million tensors of 2^48 elements that no entry changes."""
+    return sealed(document(base=tensors(_numbered(1 << 20), shape=(1 << 48,), aliases={})))
+
+
+def deepest_nesting() -> bytes:
+    """64 MiB of opening brackets."""
+    return sealed(b"\x91" * lay.MAX_INDEX)
+
+
+def widest_array() -> bytes:
+    """An array of 2^32 - 1 members, of which 64 MiB are there."""
+    return sealed(b"\xdd\xff\xff\xff\xff" + bytes(lay.MAX_INDEX - 5))
+
+
+def smallest() -> bytes:
+    """A file without tensors and tasks."""
+    return sealed(document())
+
+
+def widest_text() -> bytes:
+    """64 MiB in one str in which one character makes Python take four bytes for each."""
+    return sealed(document(writer="a" * (lay.MAX_INDEX - 200) + "\U0001f600"))
+
+
+def widest_texts() -> bytes:
+    """The same in 4,090 texts."""
+    texts = {f"{number:04}": "a" * 16380 + "\U0001f600" for number in range(4090)}
+    return sealed(document(metadata=texts))
+
+
+def names_to_recompose() -> bytes:
+    """Names of the characters that take a normaliser longest to take apart and to put together again."""
+    body = ("x\u0302" + "\u1fa7" * 338).encode()
+    return sealed(document(base=tensors([f"{number:05}".encode() + body for number in range(32_000)], aliases={})))
+
+
+def ascii_names_to_normalise() -> bytes:
+    """Names that are ASCII but for one mark, which makes a normaliser look at all characters."""
+    names = [f"{number:05}".encode() + b"a" * 1015 + "x\u0302".encode() for number in range(32_000)]
+    return sealed(document(base=tensors(names, aliases={})))
+
+
+def other_names_to_recompose() -> bytes:
+    """The same in the names of aliases and tasks."""
+    body = "x\u0302" + "\u1fa7" * 338
+    names = [f"{number:05}" + body for number in range(1950)]
+    base = tensors([b"w"], aliases=dict.fromkeys(names, 0))
+    empty = task("", np.zeros(0, lay.ENTRY), np.zeros(0, lay.SEGMENT))
+    return sealed(document(base=base, tasks=[{**empty, "name": name} for name in names]))
+
+
+def keys_nobody_knows() -> bytes:
+    """A quarter of a million keys that no task has."""
+    empty = {**task("", np.zeros(0, lay.ENTRY), np.zeros(0, lay.SEGMENT))}
+    more = {f"x{number:02}": 0 for number in range(51)}
+    tasks = [dict(sorted({**empty, "name": str(number), **more}.items())) for number in range(4096)]
+    return sealed(document(tasks=tasks))
+
+
+def remarks_that_are_no_texts() -> bytes:
+    """A quarter of a million remarks that are numbers."""
+    texts = {f"{number:02}": 0 for number in range(51)}
+    empty = {**task("", np.zeros(0, lay.ENTRY), np.zeros(0, lay.SEGMENT)), "metadata": texts}
+    return sealed(document(tasks=[{**empty, "name": str(number)} for number in range(4096)]))
+
+
+def most_bins() -> bytes:
+    """A quarter of a million bins without bytes, under a key of a later version."""
+    return sealed(document(z=[[b""] * 4000 for _ in range(65)]), minor=1)
+
+
+def longest_texts() -> bytes:
+    """As many texts as there may be, each in four bytes a character."""
+    texts = {f"{number:04}": "a" * 1000 + "\U0001f600" for number in range(4090)}
+    return sealed(document(metadata=texts))
+
+
+def most_texts() -> bytes:
+    """The same beside the largest tables."""
+    texts = {f"{number:04}": "a" * 1000 + "\U0001f600" for number in range(4090)}
+    return sealed(_both_lists(290_000, metadata=texts))
+
+
+def most_ones() -> bytes:
+    """One switch of 1.39 million chunks, all of it active: 182 GB of masks, and as many of signs."""
+    chunks = 1_390_000
+    segments = _zeros(chunks)
+    segments["codec"], segments["count"] = lay.Codec.ONES, lay.CHUNK
+    entries = _ternary(1)
+    entries["active"] = chunks * lay.CHUNK
+    base = tensors([b"w"], shape=(chunks * lay.CHUNK,), aliases={})
+    return sealed(document(base=base, tasks=[task("t", entries, segments)]))
+
+
+def everything_at_once() -> bytes:
+    """Strange names, texts, tables and members, as much of each as goes with the others; every entry breaks rules."""
+    names = _numbered(265_000)
+    names += [f"~{number:04}".encode() + ("x\u0302" + "\u1fa7" * 338).encode() for number in range(500)]
+    parts = _both_parts(names)
+    entries = np.frombuffer(parts["tasks"][0]["entries"], lay.ENTRY).copy()
+    entries["knob"], entries["active"], entries["factor_dtype"], entries["flags"] = 1, 1, 1, 2
+    parts["tasks"][0]["entries"] = entries.tobytes()
+    parts["tasks"] += _talkative_tasks()
+    texts = {f"{number:04}": "a" * 450 + "\U0001f600" for number in range(4090)}
+    return sealed(document(**parts, metadata=texts))
+
+
+ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
+    "largest index": (None, largest_index),
+    "most members": (None, most_members),
+    "most tasks": (None, most_tasks),
+    "most tensors": (None, most_tensors),
+    "most entries": (None, most_entries),
+    "most segments": (None, most_segments),
+    "most dimensions": (None, most_dimensions),
+    "longest names": (None, longest_names),
+    "strangest names": ("TSW-403", strangest_names),
+    "names to reorder": ("TSW-402", names_to_reorder),
+    "one bad name a block": ("TSW-402", one_bad_name_a_block),
+    "last name twice": ("TSW-405", last_name_twice),
+    "most extra": ("TSW-408", most_extra),
+    "most aliases": (None, most_aliases),
+    "names in both lists": (None, names_in_both_lists),
+    "every entry wrong": ("TSW-504", every_entry_wrong),
+    "every segment wrong": ("TSW-603", every_segment_wrong),
+    "largest tensors": (None, largest_tensors),
+    "deepest nesting": ("TSW-305", deepest_nesting),
+    "widest array": ("TSW-305", widest_array),
+    "widest text": ("TSW-305", widest_text),
+    "widest texts": ("TSW-305", widest_texts),
+    "names to recompose": ("TSW-403", names_to_recompose),
+    "ASCII names to normalise": ("TSW-403", ascii_names_to_normalise),
+    "other names to recompose": ("TSW-403", other_names_to_recompose),
+    "keys nobody knows": ("TSW-307", keys_nobody_knows),
+    "remarks that are no texts": ("TSW-307", remarks_that_are_no_texts),
+    "most bins": (None, most_bins),
+    "longest texts": (None, longest_texts),
+    "most texts": (None, most_texts),
+    "most ones": (None, most_ones),
+    "everything at once": ("TSW-505", everything_at_once),
+}
