@@ -3,6 +3,7 @@
     AtomicFile     temporary file in the same folder -> fsync -> rename -> fsync of the folder
     AtomicFolder   the same for a folder of files
     WritableFile   one file of either: written in any order, from any thread
+    check_output   what can be known of an output before any work
 
 Until `commit` nothing is visible under the final name; whatever stood there stays. `abort`, which an error in `commit`
 calls too, takes the temporary file away. A process that is killed leaves it: a name that begins with a dot and ends in .tmp,
@@ -20,7 +21,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -233,6 +234,14 @@ class AtomicFolder:
             with contextlib.suppress(OSError):
                 file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Find out before any work what could not be written, or would overwrite one of the inputs. Raises OutputError."""
+    with output_errors(path):
+        _check_name(path)
+        if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+            raise OutputError(f"{path}: the output is one of the inputs; name another output")
 
 
 def sync_folder(folder: Path) -> None:

@@ -139,4 +139,4 @@ class UnknownNameError(TswError, KeyError):
 
 
 class OutputError(TswError, OSError):
-    """An output could not be written; what was there before is as it was."""
+    """An output could not be written. What was there before is as it was, unless the message says otherwise."""

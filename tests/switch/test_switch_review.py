@@ -465,3 +465,24 @@ def test_few_items_wait_while_they_are_large_and_many_while_they_are_small(threa
 
 def test_one_thread_begins_one_at_a_time() -> None:
     assert max(begun([1] * 20, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x" * 256, "File name too long"), ("a\0b", "found a zero byte in it"), ("no/x", "does not exist")],
+)
+def test_outputs_that_cannot_be_are_refused_before_any_work(tmp_path: Path, name: str, message: str) -> None:
+    base = {"w": np.ones((4, 5), np.float32)}
+    file = tmp_path / "x.tsw"
+    tsw.pack(base, tuned(base), file, density=1)
+    out = tmp_path / name
+    for write in (
+        lambda: tsw.pack(base, tuned(base), out),
+        lambda: tsw.restore(base, file, out),
+        lambda: tsw.bundle([file], out),
+        lambda: tsw.extract(file, "task", out),
+        lambda: tsw.repack(file, out, profile="mapped"),
+    ):
+        with pytest.raises(tsw.OutputError, match=message):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tsw"]

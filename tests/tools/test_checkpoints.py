@@ -707,7 +707,9 @@ def test_full_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", no_space)
         if out == "out":
-            with pytest.raises(OutputError, match="No space left"):
+            with pytest.raises(
+                CheckpointError, match=r"config\.json: could not be read, to be copied beside the weights"
+            ):
                 copy(reader, tmp_path / out)
     assert names(tmp_path) == ["base"]
 
@@ -764,7 +766,7 @@ def test_output_equals_input(tmp_path: Path) -> None:
     reader = open_checkpoint(tmp_path / "base")
     first = next(iter(reader.layout.files))
     for out in ("base", f"base/{first}", "link", f"link/{first}", f"base/subfolder/../{first}"):
-        with pytest.raises(OutputError, match="the output equals an input, which would be overwritten; name another"):
+        with pytest.raises(OutputError, match="the output is one of the inputs; name another output"):
             create_checkpoint(tmp_path / out, like=reader, specs=[], metadata={})
     with pytest.raises(
         CheckpointError, match=r"a checkpoint of that kind cannot be written; name the output OUT.safetensors"

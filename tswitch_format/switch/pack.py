@@ -21,6 +21,7 @@ from tswitch_format._checksum import sampled_digest
 from tswitch_format._dtypes import F64
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
+from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import CheckpointReader, borrow_checkpoint
 from tswitch_format.container.index import Index
 from tswitch_format.container.segments import EncodedEntry
@@ -121,8 +122,7 @@ def pack(
         sources = (base, finetuned, *([] if score is None else [score]))
         readers = [opened.enter_context(borrow_checkpoint(source)) for source in sources]
         scores = readers[2] if score is not None else None
-        if path.exists() and any(path.samefile(p) for reader in readers for p in reader.paths if p.exists()):
-            raise OutputError(f"{path}: the output is one of the inputs; name another output")
+        check_output(path, (file for reader in readers for file in reader.paths))
         pairing = pair_checkpoints(readers[0], readers[1], options)
         job = _Job(readers[0], readers[1], scores, pairing, options, count, progress)
         header = Index(

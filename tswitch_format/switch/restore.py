@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPE_BY_NAME, DType
 from tswitch_format._parallel import ordered_map, thread_count
+from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import (
     CheckpointReader,
     CheckpointWriter,
@@ -23,7 +24,7 @@ from tswitch_format.checkpoint import (
     borrow_checkpoint,
     create_checkpoint,
 )
-from tswitch_format.errors import CheckpointError, OptionError, OutputError, TswError
+from tswitch_format.errors import CheckpointError, OptionError, TswError
 from tswitch_format.switch.apply import apply_chunk, proper_coefficient, signed_values
 from tswitch_format.switch.base import check_base as check
 from tswitch_format.switch.base import file_name, stored_name
@@ -78,8 +79,7 @@ def restore(
     out = Path(out)
     with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
         chosen = _chosen(file, tasks)
-        if out.exists() and any(p.exists() and out.samefile(p) for p in (*reader.paths, file.path)):
-            raise OutputError(f"{out}: the output is one of the inputs; name another output")
+        check_output(out, (*reader.paths, file.path))
         check(file.base, reader, digests=check_base)
         outputs = _plan(file, reader, chosen)
         metadata: dict[str, str] = {}

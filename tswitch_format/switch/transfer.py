@@ -14,13 +14,14 @@ from pathlib import Path
 from tswitch_format import _layout as lay
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
+from tswitch_format.atomic import check_output
 from tswitch_format.codecs import array
 from tswitch_format.container.index import Index, TaskTable
 from tswitch_format.container.reader import Container, Entry
 from tswitch_format.container.segments import EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import TensorList
 from tswitch_format.container.writer import ContainerWriter
-from tswitch_format.errors import BaseMismatchError, OptionError, OutputError
+from tswitch_format.errors import BaseMismatchError, OptionError
 from tswitch_format.switch.encode import encode_ternary
 
 Progress = Callable[[int, int], None]
@@ -147,9 +148,7 @@ def _write(
     encode: Callable[[Entry], EncodedEntry] | None = None,
     threads: int = 1,
 ) -> None:
-    for container, _ in picked:
-        if out.exists() and out.samefile(container.path):
-            raise OutputError(f"{out}: the output is one of the inputs; name another output")
+    check_output(out, (container.path for container, _ in picked))
     total = sum(len(container.index.tasks[number].entries) for container, number in picked)
     done = 0
     with ContainerWriter(out, header) as writer:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format.atomic import AtomicFile, AtomicFolder, WritableFile, output_errors
+from tswitch_format.atomic import AtomicFile, AtomicFolder, WritableFile, check_output
 from tswitch_format.checkpoint import CheckpointReader, CheckpointWriter, ShardLayout, TensorSpec
 from tswitch_format.errors import CheckpointError, OutputError
 from tswitch_tools.checkpoints.safetensors_reader import INDEX_SUFFIX, MAX_HEADER, SUFFIX, folder_files
@@ -47,12 +47,11 @@ def open_writer(
     that of `like`. Raises OutputError where `path` is an input or cannot be written, CheckpointError where the tensors
     do not fit the safetensors format.
     """
-    inputs = {file.resolve() for file in like.paths}
     if path.name.endswith(SUFFIX):
-        _check_is_no_input(path, inputs)
+        check_output(path, like.paths)
         shards = [_Shard.plan(path.name, specs, {**like.metadata, **metadata})]
         return SafetensorsWriter(path, shards, _OneFile(path))
-    _check_is_no_input(path, inputs | {file.parent for file in inputs})
+    check_output(path, (*like.paths, *(file.parent for file in like.paths)))
     shards = [
         _Shard.plan(name, tensors, {**base_metadata, **metadata})
         for name, tensors, base_metadata in _spread(like, specs)
@@ -67,11 +66,6 @@ def open_writer(
             output.add_copies(like.layout.folder)
         undo.pop_all()
     return SafetensorsWriter(path, shards, output)
-
-
-def _check_is_no_input(path: Path, inputs: set[Path]) -> None:
-    if path.resolve() in inputs:
-        raise OutputError(f"{path}: the output equals an input, which would be overwritten; name another output")
 
 
 def _spread(
@@ -242,7 +236,6 @@ class _Folder:
     """The files of a folder."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._folder = AtomicFolder(path)
         self._files: dict[str, WritableFile] = {}
         self.commit = self._folder.commit
@@ -257,9 +250,15 @@ class _Folder:
         for file in folder_files(folder):
             if file.name.lower().endswith(_WEIGHTS):
                 continue
-            with output_errors(self._path):
-                if file.stat().st_size < _MAX_COPY:
-                    self.add_bytes(file.name, file.read_bytes())
+            try:
+                content = file.read_bytes() if file.stat().st_size < _MAX_COPY else None
+            except OSError as error:
+                reason = error.strerror or error
+                raise CheckpointError(
+                    f"{file}: could not be read, to be copied beside the weights: {reason}; check its permissions"
+                ) from error
+            if content is not None:
+                self.add_bytes(file.name, content)
 
     def begin(self, file: str, header: bytes) -> None:
         self._files[file] = self._folder.open(file)
