@@ -134,16 +134,29 @@ def _without_noise(text: str) -> str:
 
 
 def record(path: Path, results: Mapping[str, Result], jobs: int) -> None:
-    """Write what was done as JSON."""
+    """Write what was done as JSON, added to what is there of earlier runs."""
+    before = json.loads(path.read_text(encoding="utf-8"))["harnesses"] if path.exists() else {}
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "engine": engine(),
         "jobs": jobs,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "versions": dict(_versions()),
-        "harnesses": {name: asdict(result) for name, result in results.items()},
+        "harnesses": before | {name: _added(before.get(name), asdict(result)) for name, result in results.items()},
     }
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _added(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    if before is None:
+        return now
+    return {
+        "executions": before["executions"] + now["executions"],
+        "seconds": round(before["seconds"] + now["seconds"], 1),
+        "edges": max(before["edges"], now["edges"]),
+        "inputs": max(before["inputs"], now["inputs"]),
+        "failed": before["failed"] or now["failed"],
+    }
 
 
 def _versions() -> Iterator[tuple[str, str]]:
