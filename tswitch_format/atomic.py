@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all (design P4).
+"""Files and folders that appear whole or not at all.
 
     AtomicFile     temporary file in the same folder -> fsync -> rename -> fsync of the folder
     AtomicFolder   the same for a folder of files
@@ -34,6 +34,8 @@ _MAX_WRITE = 1 << 30
 # 800 MB took 0.53 s (0.18 s to write, the rest in fsync), and 0.39 s begun 32 MiB at a time; less, and it waits each time (1.0
 # s at 2 MiB). Measured once, on 2026-11-20, on an SSD. With other work to do meanwhile, most of that time is free.
 _WRITE_BEHIND = 1 << 25
+
+_DEVICES = ("/dev", "/dev/fd")
 
 _WHAT_TO_DO = {
     "free some space, or name another output": (errno.ENOSPC, errno.EDQUOT),
@@ -272,6 +274,10 @@ def _check_name(path: Path) -> None:
         raise OutputError(f"{str(path)!r}: expected a path, found a zero byte in it; name another output")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if os.path.normpath(path.parent.absolute()) in _DEVICES:  # whoever may would replace /dev/stdout for all programs
+        raise OutputError(
+            f"{path}: expected the name of a file to write, found a device; name a file in another folder"
+        )
 
 
 def _temporary(path: Path) -> Path:

@@ -47,8 +47,10 @@ class FormatError(TswError, ValueError):
     """A file breaks a rule of `spec/tsw-1.md`.
 
     Attributes: `rule` (id, such as "TSW-104"), `file`, `offset` (bytes from the start of the file, or None), `field`,
-    `expected`, `found`.
+    `expected` (what a record of the file or the specification says), `found` (what was met or computed), `advice`.
     """
+
+    ADVICE = "get the file again from where it was published, or run 'tsw validate' for all findings"
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class FormatError(TswError, ValueError):
         field: str,
         expected: str,
         found: str,
-        advice: str = "get the file again from where it was published, or run 'tsw validate' for all findings",
+        advice: str = ADVICE,
     ) -> None:
         self.rule = rule
         self.file = file

@@ -31,7 +31,7 @@ def found_late(path: Path, rule: str, number: int | None = None) -> FormatError:
     assert error.rule == rule
     report = tsw.validate(path)
     assert [finding.rule for finding in report.findings] == [rule], report.findings
-    assert report.findings[0].message == str(error)
+    assert str(error).startswith(report.findings[0].message)  # without the advice to validate
     if number is not None:
         assert error.field == f"tasks[0].segments[{number}]"
         assert error.offset == report.findings[0].offset

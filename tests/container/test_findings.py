@@ -134,3 +134,43 @@ def test_findings_before_an_unreadable_end_are_kept(archive: Path, out: Path, mo
     assert [finding.rule for finding in report.findings] == ["TSW-701"]
     assert report.unreadable is not None
     assert not report.ok
+
+
+def test_a_damaged_index_does_not_ask_for_a_newer_reader(archive: Path, out: Path) -> None:
+    """What a damaged file seems to need is not what it needs."""
+    edited = Edited(archive)
+    with edited.entries() as table:
+        table["kind"][0] = 77
+    edited.trailer["index_sha256"] = bytes(32)
+    report = tsw.validate(edited.write(out))
+    assert [finding.rule for finding in report.findings] == ["TSW-204", "TSW-503"]
+    assert not report.newer
+
+
+def test_a_report_that_is_full_says_so(archive: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Report, "MOST", 3)
+
+    def change(file: Edited) -> None:
+        for key in "zyxw":
+            file.doc["metadata"][key] = 1
+
+    found = tsw.validate(edit(archive, out, change)).findings
+    assert [finding.field for finding in found] == ["metadata['w']", "metadata['x']", "metadata['y']"]
+    assert found[-1].found == "unsigned integer (the check ended at 3 findings)"
+
+
+def test_findings_against_a_base_are_limited_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Report, "MOST", 2)
+    others = {f"t{number}": np.zeros(1, np.float32) for number in range(5)}
+    assert len(tsw.validate(tiny, base=others).findings) == 2
+
+
+def test_unknown_keys_are_found_in_their_order(archive: Path, out: Path) -> None:
+    def change(file: Edited) -> None:
+        file.doc.update(dict.fromkeys(("zz", "za", "zm"), 1))
+
+    assert [found.field for found in tsw.validate(edit(archive, out, change), "structure").findings] == [
+        "index['za']",
+        "index['zm']",
+        "index['zz']",
+    ]

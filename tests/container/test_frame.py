@@ -156,7 +156,7 @@ def test_optional_features_are_ignored(tiny: Path, out: Path) -> None:
 
 def test_a_wrong_checksum_of_the_prologue_is_found_before_its_features(tiny: Path, out: Path) -> None:
     error = refused(with_fields(tiny, out, prologue={"crc32c": 1, "required_features": 1}), "TSW-104")
-    assert (error.offset, error.found) == (60, "00000001")
+    assert (error.offset, error.expected) == (60, "00000001")
 
 
 def test_another_file_length_is_found(tiny: Path, out: Path) -> None:

@@ -131,11 +131,13 @@ def why_unnamed(report: ValidationReport, region: Region, byte: int) -> str | No
 
     The file could be read and has findings. The first one has a rule of the region and lies in it. What follows it are
     consequences: there are some only of prologue, index and trailer, behind which the validator reads on. A segment is
-    named by task and number, and padding by the very byte.
+    named by task and number, and padding by the very byte. Only another major version asks for a newer reader.
     """
     if report.unreadable is not None or report.ok:
         return f"accepted, or not read: {report.unreadable}"
     first = report.findings[0]
+    if report.newer != (first.rule == "TSW-102"):
+        return f"newer is {report.newer}"
     if first.rule not in RULES[region.kind]:
         return f"the first rule is {first.rule}"
     if first.offset is None or not region.start <= first.offset < region.end:

@@ -129,6 +129,19 @@ def test_rules() -> None:
     assert set(CITED.findall(rest)) <= set(RULES)
 
 
+def test_every_must_has_an_id() -> None:
+    """In its sentence, or in the row of its table."""
+    body = TEXT.partition("## 1. Conventions")[2]
+    places = [line for line in body.splitlines() if line.startswith("|")]
+    for paragraph in re.split(
+        r"\n\s*\n|\n- ", "\n".join(line for line in body.splitlines() if not line.startswith("|"))
+    ):
+        places += re.split(r"(?<=[.:\]])\s+(?=[A-Z*])", " ".join(paragraph.split()))
+    musts = [place for place in places if re.search(r"\bMUST\b", place)]
+    assert len(musts) > 15
+    assert [place for place in musts if "TSW-" not in place] == []
+
+
 def test_numbers_in_the_text() -> None:
     flat = " ".join(TEXT.split())
     for part in (

@@ -72,10 +72,11 @@ def test_no_files_is_said_and_reported(files: Files, tmp_path: Path) -> None:
 def test_a_base_that_cannot_be_read_keeps_nothing_from_being_checked(files: Files) -> None:
     result = validate(files.good, files.bad, "--base", files.missing)
     first, second, third, last = result.stdout.splitlines()
-    assert first == f"{files.missing}: no such file or folder; check the path"
-    assert second == f"{files.good}: valid"
-    assert "[TSW-701]" in third
-    assert last == "3 files: 1 valid, 1 invalid, 1 unreadable"
+    problem = f"its base could not be opened: {files.missing}: no such file or folder; check the path"
+    assert first == f"{files.good}: {problem}"
+    assert "[TSW-701]" in second
+    assert third == f"{files.bad}: {problem}"
+    assert last == "2 files: 2 unreadable"
     assert (result.exit_code, result.stderr) == (3, "")
 
 
@@ -351,3 +352,16 @@ def test_nothing_is_kept_of_what_was_written(monkeypatch: pytest.MonkeyPatch) ->
     results = check_all(targets, check, 1)  # type: ignore[arg-type]
     next(results)
     assert checked == ["0"]
+
+
+def test_a_report_is_not_written_over_a_device(files: Files) -> None:
+    """`-o /dev/stdout` would replace that link for all programs, where the user may."""
+    refused = validate(files.good, "-o", "/dev/tsw-report")
+    assert refused.exit_code == 3
+    assert (
+        "/dev/tsw-report: expected the name of a file to write, found a device; name a file in another"
+        in refused.stderr
+    )
+    refused = validate(files.good, "-o", "-")
+    assert refused.exit_code == 2
+    assert "leave -o out, and the report goes to standard output" in refused.stderr

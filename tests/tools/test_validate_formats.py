@@ -206,7 +206,7 @@ def test_the_sarif_models_refuse_what_is_wrong(files: Files) -> None:
 def test_sarif_results_are_what_github_asks_for(files: Files) -> None:
     run = sarif(validate(files.folder, "--base", files.other_base, "--format", "sarif").stdout)
     rules = run["tool"]["driver"]["rules"]
-    assert [rule["id"] for rule in rules] == list(RULES)
+    assert [rule["id"] for rule in rules] == [rule for rule in RULES if rule <= "TSW-902"]
     for rule in rules:
         assert rule["shortDescription"]["text"] == RULES[rule["id"]]
         assert all(0 < len(rule[name]["text"]) < 1024 for name in ("shortDescription", "fullDescription", "help"))
@@ -308,7 +308,7 @@ def test_files_that_turn_out_unreadable_keep_their_findings() -> None:
 @pytest.mark.parametrize("text", ["\0\x1b\x7f\ud800\udcff\ufffe\uffff\u2028]]>&<\"'\\", os.fsdecode(b"\xed\xa0\x80")])
 def test_no_text_breaks_a_format(text: str) -> None:
     """Findings quote what stands in files that others made."""
-    finding = tsw.Finding("TSW-999", "error", text, 3, text, text, text, text)
+    finding = tsw.Finding("TSW-706", "error", text, 3, text, text, text, text)
     result = Result(ODD, tsw.ValidationReport(text, "full", (finding,)))
     unread = Result.unread(ODD, text)
     tally = Tally()

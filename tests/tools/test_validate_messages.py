@@ -21,7 +21,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "archive.tsw"
 AGAIN = "do not use the file; get it again from where it was published"
 FAULTY = "the program that made the file is at fault; make it again, and report this to its publisher"
 THIS_BASE = "give the base that the file was made from; 'tsw info' says which"
-NOT_TSW = "check that this is the file you meant; if Git LFS keeps it, run 'git lfs pull'"
+CUT = "the file is incomplete: get it again from where it was published"
+NOT_TSW = "check that this is the file that you meant"
 MAGIC = "byte 0: magic: expected a TSW file (89 54 53 57 0d 0a 1a 0a), found"
 
 
@@ -52,21 +53,26 @@ def flipped(*places: int, by: int = 1) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda data: b"", f"byte 0: file: expected at least 128 bytes, found 0 [TSW-100]; {AGAIN}"),
-        (lambda data: data[:100], f"byte 0: file: expected at least 128 bytes, found 100 [TSW-100]; {AGAIN}"),
+        (lambda data: b"", f"byte 0: file: expected at least 128 bytes, found 0 [TSW-100]; {CUT}"),
+        (lambda data: data[:100], f"byte 0: file: expected at least 128 bytes, found 100 [TSW-100]; {CUT}"),
         (flipped(0), f"{MAGIC} 88 54 53 57 0d 0a 1a 0a [TSW-101]; {NOT_TSW}"),
         (
             lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 10792\n",
-            f"{MAGIC} a Git LFS pointer [TSW-101]; {NOT_TSW}",
+            f"{MAGIC} a Git LFS pointer [TSW-101]; run 'git lfs pull' to get the file itself",
+        ),
+        (
+            lambda data: data.replace(b"\r\n", b"\n"),
+            f"{MAGIC} 89 54 53 57 0a 1a 0a 01 [TSW-101]; it was damaged by a transfer in text mode: transfer it again in "
+            "binary mode",
         ),
         (
             flipped(8, by=3),
             "byte 8: major version: expected 1, found 2 [TSW-102]; update tswitch-format to read this file",
         ),
-        (flipped(12), f"byte 60: prologue.crc32c: expected c59ec933, found d9b7d437 [TSW-104]; {AGAIN}"),
+        (flipped(12), f"byte 60: prologue.crc32c: expected d9b7d437, found c59ec933 [TSW-104]; {AGAIN}"),
         (
             lambda data: data[:-9],
-            f"byte 32: file length: expected 10792 bytes as the prologue says, found 10783 [TSW-105]; {AGAIN}",
+            f"byte 32: file length: expected 10792 bytes as the prologue says, found 10783 [TSW-105]; {CUT}",
         ),
         (flipped(70), f"byte 64: tasks[0].segments[0]: expected CRC32C 0d9c0abd, found c6ca7118 [TSW-701]; {AGAIN}"),
         (
@@ -74,7 +80,7 @@ def flipped(*places: int, by: int = 1) -> Callable[[bytes], bytes]:
             "byte 5349: index SHA-256: expected 8601a4ae6bd8eb40ffcf2151e70a4aa80973f9aa1b594997bd9c6e211e934ae9, found "
             f"f6f045121dd2f6fc342e65c48a2af1e6173786a53c3f9b26c7721df6b683d6f7 [TSW-204]; {AGAIN}",
         ),
-        (flipped(-60), f"byte 10784: trailer.crc32c: expected 8e515ea1, found 2a3faa0b [TSW-202]; {AGAIN}"),
+        (flipped(-60), f"byte 10784: trailer.crc32c: expected 2a3faa0b, found 8e515ea1 [TSW-202]; {AGAIN}"),
         (flipped(-1), f"byte 10788: trailer.end_magic: expected 57 53 54 0a, found 57 53 54 0b [TSW-201]; {AGAIN}"),
     ],
 )
@@ -115,10 +121,8 @@ def test_lines_of_files_that_cannot_be_read(files: Files) -> None:
         f"{files.missing}: could not be read: No such file or directory; check the path and its permissions"
     ]
     assert said(files.good, "--base", GOLDEN) == [
-        f"{GOLDEN}: expected a .safetensors file, a folder or index.json of shards, or a .bin, .pt or .pth file; "
-        "found none of them; convert the checkpoint to safetensors",
-        f"{files.good}: valid",
-        "2 files: 1 valid, 1 unreadable",
+        f"{files.good}: its base could not be opened: {GOLDEN}: expected a .safetensors file, a folder or index.json of "
+        "shards, or a .bin, .pt or .pth file; found none of them; convert the checkpoint to safetensors",
     ]
 
 

@@ -132,7 +132,8 @@ def test_the_action_installs_this_repository(tmp_path: Path) -> None:
     )
     fake.chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path / "a b"), "GITHUB_ACTION_PATH": "/x y"
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path / "a b"), "GITHUB_ACTION_PATH": "/x y",
+        "TSW_PYTHON": str(fake),
     }  # fmt: skip
     done = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", install["run"]], env=environment, capture_output=True, text=True, check=False

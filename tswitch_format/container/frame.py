@@ -70,7 +70,7 @@ def read(source: Source, report: Report) -> Frame:
         raise report.newer("TSW-102", "major version", str(lay.MAJOR), str(prologue["major"]), offset=8)
     computed = crc32c(head[:-4])
     if computed != prologue["crc32c"]:
-        report.finding("TSW-104", "prologue.crc32c", f"{computed:08x}", f"{prologue['crc32c']:08x}", offset=60)
+        report.finding("TSW-104", "prologue.crc32c", f"{prologue['crc32c']:08x}", f"{computed:08x}", offset=60)
         trailer = _read_trailer(source, source.length, report)
         if trailer is None:
             raise StopReading
@@ -139,8 +139,8 @@ def _read_trailer(source: Source, length: int, report: Report) -> np.void | None
         report.finding("TSW-201", "trailer.end_magic", expected, magic.hex(" "), offset=start + 60)
     computed = crc32c(tail[:-8])
     if computed != trailer["crc32c"]:
-        found = f"{trailer['crc32c']:08x}"
-        report.finding("TSW-202", "trailer.crc32c", f"{computed:08x}", found, offset=start + 56)
+        expected = f"{trailer['crc32c']:08x}"
+        report.finding("TSW-202", "trailer.crc32c", expected, f"{computed:08x}", offset=start + 56)
         return None
     return trailer
 

@@ -104,7 +104,7 @@ class _Parser:
                     report.blocking("TSW-307", f"{where}.{key}", "the key", "none")
             elif not isinstance(value[key], _TYPES[kind]):
                 report.blocking("TSW-307", f"{where}.{key}", kind, document.type_name(value[key]))
-        for key in value.keys() - keys.keys():
+        for key in sorted(value.keys() - keys.keys()):
             if self._minor <= lay.MINOR:
                 report.finding("TSW-307", f"{where}[{key[:80]!r}]", "no such key", "it")
             del value[key]  # it may hold a quarter of a million objects

@@ -347,7 +347,7 @@ class Entry:
     def other_content(self, found: bytes) -> FormatError:
         """The error for content that has not the recorded digest."""
         return self._container.report.fatal(
-            "TSW-801", f"tasks[{self._task}].entries[{self.number}].sha256", found.hex(), (self.sha256 or b"").hex()
+            "TSW-801", f"tasks[{self._task}].entries[{self.number}].sha256", (self.sha256 or b"").hex(), found.hex()
         )
 
     def _mask(self, chunk: int) -> int:

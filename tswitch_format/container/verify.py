@@ -6,9 +6,10 @@ CRC32C and padding; "full" decodes everything and recomputes the entries' digest
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,8 @@ _MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One broken rule: `offset` in bytes or None; `message` is the whole line for people."""
+    """One broken rule: `offset` in bytes or None; `message` is the whole line for people, `advice` what to do if more is known
+    of that than that the file is bad."""
 
     rule: str
     severity: str
@@ -39,16 +41,19 @@ class Finding:
     expected: str
     found: str
     message: str
+    advice: str | None = None
 
     @classmethod
     def of(cls, error: FormatError) -> Finding:
         """The finding that an error stands for."""
-        return cls(error.rule, "error", error.file, error.offset, error.field, error.expected, error.found, str(error))
+        advice = None if error.advice == FormatError.ADVICE else error.advice
+        what = (error.file, error.offset, error.field, error.expected, error.found)
+        return cls(error.rule, "error", *what, str(error).removesuffix(f"; {FormatError.ADVICE}"), advice)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """What `validate` found: of one check 100 findings, of one file 10,000 at most.
+    """What `validate` found: of a column of a table 100 findings, and the number of the others, of one file 10,000 at most.
 
     `unreadable`: why the file could not be read to its end, or None. `newer`: it needs a newer reader.
     """
@@ -82,13 +87,23 @@ def validate_file(path: str | PathLike[str], level: Level = "full") -> Validatio
     except StopReading:
         pass  # why is in the report
     except FormatError as error:
-        newer = isinstance(error, UnsupportedError)
+        # What a damaged file seems to need is not what it needs.
+        newer = isinstance(error, UnsupportedError) and not report.findings
         report.findings.append(error)
     except (TswError, OSError) as error:
         unreadable = str(error)
     except MemoryError:
         unreadable = f"{path}: there is not enough memory to check it; give more, or check at level 'checksums'"
-    return ValidationReport(str(path), level, tuple(map(Finding.of, report.findings)), unreadable, newer)
+    return ValidationReport(str(path), level, limited(map(Finding.of, report.findings)), unreadable, newer)
+
+
+def limited(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """As many findings as a report has; if those are all that were looked for, the last one says so."""
+    listed = tuple(islice(findings, Report.MOST))
+    if len(listed) < Report.MOST:
+        return listed
+    found = f"{listed[-1].found} (the check ended at {Report.MOST} findings)"
+    return (*listed[:-1], replace(listed[-1], found=found))
 
 
 def raise_first(container: Container) -> None:
@@ -164,4 +179,4 @@ def _check_content_id(container: Container, recorded: bytes, report: Report) -> 
     if computed is None:
         report.finding("TSW-803", "content_id", "none, since digests are absent", recorded.hex())
     elif computed != recorded:
-        report.finding("TSW-802", "content_id", computed.hex(), recorded.hex())
+        report.finding("TSW-802", "content_id", recorded.hex(), computed.hex())

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from tswitch_format.checkpoint import borrow_checkpoint
-from tswitch_format.container.verify import Finding, Level, ValidationReport, validate_file
+from tswitch_format.container.verify import Finding, Level, ValidationReport, limited, validate_file
 from tswitch_format.switch.base import base_problems
 from tswitch_format.switch.file import SwitchFile
 
@@ -22,7 +22,7 @@ def validate(path: str | PathLike[str], level: Level = "full", *, base: Any = No
     if base is None or not report.ok:
         return report
     with borrow_checkpoint(base) as reader, SwitchFile(path, verify="off") as file:
-        findings = [
+        findings = (
             Finding(
                 error.rule,
                 "error",
@@ -34,5 +34,5 @@ def validate(path: str | PathLike[str], level: Level = "full", *, base: Any = No
                 str(error),
             )
             for error in base_problems(file.base, reader, digests=True, full=level == "full")
-        ]
-    return replace(report, findings=tuple(findings))
+        )
+        return replace(report, findings=limited(findings))

@@ -35,8 +35,11 @@ def main(arguments: list[str]) -> int:
             case _:
                 sys.stderr.write(__doc__ or "")
                 return 2
-    except (BrokenError, UsageError, OSError) as error:
+    except (BrokenError, UsageError) as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'input or output'}: {error.strerror}; check the path\n")
         return 1
     return 0
 

@@ -51,7 +51,7 @@ def read_frame(data: bytes) -> Frame:
         bits = ", ".join(str(bit) for bit in range(64) if required >> bit & 1)
         raise BrokenError("TSW-103", "no required feature, as version 1.0 defines none", f"bit {bits}", "prologue", 16)
     if file_length != len(data):
-        raise BrokenError("TSW-105", f"file_length {len(data)}", str(file_length), "prologue", 32)
+        raise BrokenError("TSW-105", f"{file_length} bytes as the prologue says", str(len(data)), "file", 32)
     frame = Frame(minor, offset, length, decoded_length, encoding)
     _check_geometry(frame, len(data))
     if not frame.newer and any(reserved):
@@ -91,10 +91,10 @@ def _check_trailer(data: bytes, frame: Frame) -> None:
         raise BrokenError("TSW-107", "zero reserved bytes", reserved.hex(" "), "trailer", start + 21)
     digest = hashlib.sha256(data[frame.index_offset : start]).digest()
     if digest != sha256:
-        raise BrokenError("TSW-204", f"index_sha256 {digest.hex()}", sha256.hex(), "trailer", start + 24)
+        raise BrokenError("TSW-204", f"index_sha256 {sha256.hex()}", digest.hex(), "trailer", start + 24)
 
 
 def _check_crc32c(rule: str, covered: bytes, stored: int, where: str, offset: int) -> None:
     computed = crc32c(covered)
     if computed != stored:
-        raise BrokenError(rule, f"CRC32C {computed:08X}", f"{stored:08X}", where, offset)
+        raise BrokenError(rule, f"CRC32C {stored:08X}", f"{computed:08X}", where, offset)

@@ -110,7 +110,7 @@ def _check_contents(file: File, frame: Frame) -> None:
             end = segment.offset + segment.length
             computed = crc32c(memoryview(file.data)[segment.offset : end])
             if computed != segment.crc32c:
-                expected, found = f"CRC32C {computed:08X}", f"{segment.crc32c:08X}"
+                expected, found = f"CRC32C {segment.crc32c:08X}", f"{computed:08X}"
                 raise BrokenError("TSW-701", expected, found, segment.where, segment.offset)
             content = file.content(segment)
             if segment.role in (ROW_FACTORS, COLUMN_FACTORS):
@@ -139,7 +139,7 @@ def _check_digests(file: File) -> None:
         if entry.sha256 is not None:
             digest = entry_digest(file, entry)
             if digest != entry.sha256:
-                raise BrokenError("TSW-801", f"the entry digest {digest.hex()}", entry.sha256.hex(), entry.where)
+                raise BrokenError("TSW-801", f"the entry digest {entry.sha256.hex()}", digest.hex(), entry.where)
     if file.content_id is None:
         return
     for tensor in file.base.tensors:
@@ -151,4 +151,4 @@ def _check_digests(file: File) -> None:
             raise BrokenError("TSW-803", "the sha256 of all entries beside a content_id", "none", entry.where)
     digest = content_digest(file)
     if digest != file.content_id:
-        raise BrokenError("TSW-802", f"the content id {digest.hex()}", file.content_id.hex(), "index, content_id")
+        raise BrokenError("TSW-802", f"the content id {file.content_id.hex()}", digest.hex(), "index, content_id")

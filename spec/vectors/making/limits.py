@@ -198,12 +198,12 @@ def _names(suite: Suite) -> None:
     full = File(tensors + ascii_too, content_id=False)
     suite.valid("limit-names", full, "1,048,576 bytes of names that are not ASCII", verdict_only=True, **squeezed)
     for what, file in (
-        ("tensor", File([*tensors, Tensor("\u00e9", "BOOL", (), data=b"\0").bare()], content_id=False)),
-        ("alias", File(tensors, aliases={"\u00e9": names[0]}, content_id=False)),
-        ("task", File(tensors, [Task("\u00e9")], content_id=False)),
+        ("a tensor", File([*tensors, Tensor("\u00e9", "BOOL", (), data=b"\0").bare()], content_id=False)),
+        ("an alias", File(tensors, aliases={"\u00e9": names[0]}, content_id=False)),
+        ("a task", File(tensors, [Task("\u00e9")], content_id=False)),
     ):
-        why = f"a {what} whose name is one more than 1,048,576 bytes of names that are not ASCII"
-        suite.invalid(f"limit-names-{what}", "TSW-403", why, file, **squeezed)
+        why = f"names that are not ASCII take 1,048,576 bytes, and those of {what} more"
+        suite.invalid(f"limit-names-{what.split()[-1]}", "TSW-403", why, file, **squeezed)
 
 
 def _texts(suite: Suite) -> None:

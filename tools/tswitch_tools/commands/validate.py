@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tswitch_format.container.verify import Level
+from tswitch_format.container.verify import LEVELS, Level
 from tswitch_format.errors import OutputError
 from tswitch_tools.commands.failure import Failure, Misuse
 from tswitch_tools.progress import progress_bar
@@ -45,7 +45,7 @@ class _Unfinished(Failure):
 @click.argument("files", nargs=-1, required=True, type=_PATH, metavar="FILE...")
 @click.option(
     "--level",
-    type=click.Choice(["structure", "checksums", "full"]),
+    type=click.Choice(LEVELS),
     default="full",
     show_default=True,
     help="Index only; also the checksums of all bytes; also decode everything and check digests.",
@@ -146,6 +146,8 @@ def _channels(
     """The report on standard output; or in a file, and text on standard output."""
     if out is None:
         return [Channel(StandardOutput(), _FORMATS[form](level, quiet))]
+    if out == "-":
+        raise Misuse("-o: expected the name of a file, found -; leave -o out, and the report goes to standard output")
     if any(_same_file(out, target.path) for target in inputs):
         raise Misuse(f"-o: {out} is one of the files to check; name another file for the report")
     try:
@@ -164,15 +166,13 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _results(targets: Sequence[Target], level: Level, base: str | None, jobs: int, quiet: bool) -> Iterator[Result]:
-    """All results. A base that cannot be opened is one of them, the first; the files are checked all the same."""
+    """All results. Where the base cannot be opened, the files are checked all the same, and none of them is valid."""
     problem = None if base is None or not targets else base_problem(base)
-    if base is not None and problem is not None:
-        yield Result.unread(base, problem, level)
-        base = None
+    checker = Checker(level, base if problem is None else None)
     with standard_input(targets) as readable, _progress(readable, quiet) as done:
-        for result, target in zip(check_all(readable, Checker(level, base), jobs), readable, strict=True):
+        for result, target in zip(check_all(readable, checker, jobs), readable, strict=True):
             done(target)
-            yield result
+            yield result if problem is None else result.without_base(f"{base}: {problem}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tswitch_tools.validation.checker import Checker
 from tswitch_tools.validation.result import Result
 from tswitch_tools.validation.targets import Target
 
-_AHEAD = 16  # files for each worker that may be done before their turn: bounds what is kept
+_AHEAD = 4  # files for each worker that may be done before their turn: bounds what is kept
 
 
 def check_all(targets: Sequence[Target], checker: Checker, jobs: int) -> Iterator[Result]:
@@ -25,8 +25,9 @@ def check_all(targets: Sequence[Target], checker: Checker, jobs: int) -> Iterato
     if jobs <= 1:
         yield from map(checker, targets)
         return
-    workers = [_Worker(checker) for _ in range(jobs)]
+    workers: list[_Worker] = []
     try:
+        workers += (_Worker(checker) for _ in range(jobs))
         yield from _in_order(targets, workers)
     finally:
         for worker in workers:
@@ -101,7 +102,8 @@ class _Worker:
 
     def _obituary(self) -> str:
         code = self._process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        names = {member.value: member.name for member in signal.Signals}
+        how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"
         return (
             f"could not be checked: the process that did it {how}, for want of memory perhaps; "
             "check this file on its own, with more memory"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -16,10 +16,7 @@ _DAMAGE = frozenset(
 )  # fmt: skip
 _DAMAGED = "do not use the file; get it again from where it was published"
 _FAULTY = "the program that made the file is at fault; make it again, and report this to its publisher"
-_NEWER = "update tswitch-format to read this file"
 _BASE = "give the base that the file was made from; 'tsw info' says which"
-_NO_TSW = "check that this is the file you meant; if Git LFS keeps it, run 'git lfs pull'"
-_ADVICE = {"TSW-101": _NO_TSW, "TSW-901": _BASE, "TSW-902": _BASE}
 
 
 class Status(StrEnum):
@@ -48,6 +45,12 @@ class Result:
         """The result of a file that could not be checked. `reason` does not begin with the name."""
         return cls(name, ValidationReport(name, level, (), unreadable=reason))
 
+    def without_base(self, problem: str) -> Result:
+        """The same for a file that was to be compared with a base which could not be opened."""
+        if self.report.unreadable is not None:
+            return self
+        return replace(self, report=replace(self.report, unreadable=f"its base could not be opened: {problem}"))
+
     @property
     def status(self) -> Status:
         """Which of the four it is."""
@@ -65,13 +68,12 @@ class Result:
 
     def describe(self, finding: Finding) -> str:
         """A finding without its place: for formats that have the place on its own."""
-        return f"{finding.field}: expected {finding.expected}, found {finding.found}; {self._advice(finding)}"
+        return f"{_what(finding)}; {self._advice(finding)}"
 
     def line(self, finding: Finding) -> str:
         """The whole line of a finding: where, what was expected, what was found, what to do."""
         where = self.name if finding.offset is None else f"{self.name}: byte {finding.offset}"
-        what = f"{finding.field}: expected {finding.expected}, found {finding.found}"
-        return f"{where}: {what} [{finding.rule}]; {self._advice(finding)}"
+        return f"{where}: {_what(finding)} [{finding.rule}]; {self._advice(finding)}"
 
     def lines(self) -> Iterator[str]:
         """Every line that says something of the file."""
@@ -81,13 +83,17 @@ class Result:
             yield f"{self.name}: {self.reason}"
 
     def _advice(self, finding: Finding) -> str:
-        if self.report.newer:
-            return _NEWER
-        return _ADVICE.get(finding.rule, _DAMAGED if self._is_damaged else _FAULTY)
+        if finding.rule >= "TSW-900":
+            return _BASE
+        return finding.advice or (_DAMAGED if self._is_damaged else _FAULTY)
 
     @cached_property
     def _is_damaged(self) -> bool:
         return any(finding.rule in _DAMAGE for finding in self.report.findings)
+
+
+def _what(finding: Finding) -> str:
+    return f"{finding.field}: expected {finding.expected}, found {finding.found}"
 
 
 @dataclass(slots=True)

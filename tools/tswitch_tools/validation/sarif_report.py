@@ -19,7 +19,8 @@ from tswitch_tools.validation.writer import plain
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _ROOT = "SRCROOT"  # what relative URIs are relative to: the working directory
-_INDEX = {rule: index for index, rule in enumerate(RULES)}
+_REPORTED = {rule: text for rule, text in RULES.items() if rule <= "TSW-902"}  # those beyond are on programs alone
+_INDEX = {rule: index for index, rule in enumerate(_REPORTED)}
 _NO_LINES = {"startLine": 1, "startColumn": 1, "endLine": 1, "endColumn": 1}
 
 
@@ -33,7 +34,7 @@ class SarifReport:
 
     def begin(self) -> str:
         """The tool with its rules."""
-        driver = {"name": "tsw validate", "version": __version__, "rules": [_rule(*rule) for rule in RULES.items()]}
+        driver = {"name": "tsw validate", "version": __version__, "rules": [_rule(*rule) for rule in _REPORTED.items()]}
         bases = {_ROOT: {"uri": self._folder}}
         head = f'"$schema": {json.dumps(_SCHEMA)},\n"version": "2.1.0",\n"runs": [{{\n'
         head += f'"tool": {json.dumps({"driver": driver})},\n"originalUriBaseIds": {json.dumps(bases)},\n'
@@ -64,7 +65,9 @@ def _rule(rule: str, text: str) -> dict[str, Any]:
     return {
         "id": rule,
         "shortDescription": {"text": text},
-        "fullDescription": {"text": f"A .tsw file is valid only if {text}."},
+        "fullDescription": {
+            "text": f"A .tsw file {'fits a base' if rule >= 'TSW-900' else 'is valid'} only if {text}."
+        },
         "help": {"text": f"Rule {rule} of the TSW format: {text}. See spec/tsw-1.md, section 14, in its repository."},
         "defaultConfiguration": {"level": "error"},
     }
@@ -74,15 +77,14 @@ def _result(result: Result, finding: Finding) -> dict[str, Any]:
     region: dict[str, int] = dict(_NO_LINES)
     if finding.offset is not None:
         region["byteOffset"] = finding.offset  # without a length: a finding says where it begins, not where it ends
-    made = {
+    return {
         "ruleId": finding.rule,
-        "ruleIndex": _INDEX.get(finding.rule, -1),
-        "level": finding.severity if finding.severity in ("error", "warning", "note") else "error",
+        "ruleIndex": _INDEX[finding.rule],
+        "level": finding.severity,
         "message": {"text": plain(result.describe(finding))},
         "locations": [{"physicalLocation": {"artifactLocation": _artifact(result.name), "region": region}}],
         "partialFingerprints": {"primaryLocationLineHash": _fingerprint(finding)},
     }
-    return made
 
 
 def _notification(result: Result, reason: str) -> dict[str, Any]:
