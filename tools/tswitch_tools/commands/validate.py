@@ -96,8 +96,9 @@ def validate(
       5  there are no files
     With several files the worst wins, in the order 3, 1, 4, 0.
 
-    Level structure takes at most about a second of any file below 1 MiB. The others take as long as what a file holds: of
-    files by strangers check the structure first, and give the rest a limit of time (timeout 600 tsw validate FILE).
+    Level structure is bounded: files below 1 MiB, made to cost as much as they can, take about a second. The others take
+    as long as what a file holds: of files by strangers check the structure first, and give the rest a limit of time
+    (timeout 600 tsw validate FILE).
 
     \b
     Examples:
