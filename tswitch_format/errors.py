@@ -130,7 +130,7 @@ class UnknownNameError(TswError, KeyError):
     def __init__(self, what: str, name: str, known: Iterable[str], *, where: str) -> None:
         self.name = name
         names = list(known)
-        # Looking for near ones takes 20 us a name: hostile files have a million.
+        # Looking for near ones takes tens of microseconds a name (measured once): hostile files have a million.
         near = difflib.get_close_matches(name, names[:_SEARCHED], n=3, cutoff=0.5) or sorted(names)[:3]
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there is no {what} in it"
         self.message = f"{where}: no {what} named {name!r} among {len(names)}; {hint}"

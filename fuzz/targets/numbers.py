@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import tswitch_format as tsw
 from fuzz.limits import DECODED, limited, promise
 from fuzz.memory import Slot, written_to_memory
-from fuzz.targets.reading import declared, from_tests, slot
+from fuzz.modules import load
+from fuzz.targets.reading import declared, slot
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPE_BY_NAME
 from tswitch_format.codecs import plane
@@ -244,4 +245,4 @@ def _output(number: int = 0) -> Slot:
 @cache
 def slow_reference() -> Any:
     """tests/conformance/slow_reference.py."""
-    return from_tests("conformance", "slow_reference")
+    return load("tests/conformance/slow_reference.py")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import itertools
 import struct
 import sys
@@ -275,18 +274,6 @@ def reference_reader(module: str) -> Any:
         return importlib.import_module(f"tsw_reference.{module}".rstrip("."))
     finally:
         sys.path.remove(folder)
-
-
-def from_tests(folder: str, name: str) -> Any:
-    """A module that lies beside tests and shares nothing with the library."""
-    path = Path(__file__).parents[2] / "tests" / folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path}: expected a module, found none")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
 
 
 def declared(path: Path) -> int:

@@ -7,18 +7,15 @@ RFC 8878 calls corrupted. It is taken only for files of which the caller says th
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tsw_reference import BrokenError, describe, read
 
 import tswitch_format as tsw
 from fuzz.memory import Slot
+from fuzz.modules import load
 from tswitch_format.container.verify import ValidationReport
 
 SLOT = Slot("differential")
@@ -28,18 +25,7 @@ class DisagreementError(AssertionError):
     """The readers disagree."""
 
 
-def _decoder() -> ModuleType:
-    path = Path(__file__).parents[2] / "spec" / "vectors" / "decoders" / "library.py"
-    name = "vectors_decoder_library"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-library = _decoder()
+library = load("spec/vectors/decoders/library.py")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Canonical MessagePack, spec section 5.1: encoding, and decoding that accepts nothing else.
 
 Decoding is our own, since it has to be told what a MessagePack library hides: which form a length had, in which order keys
-came, where in the bytes that was. It reads each byte once and copies no bin (tables of up to 64 MiB stay views), and takes
-0.2 s for the largest number of members that is allowed.
+came, where in the bytes that was. It reads each byte once and copies no bin (tables of up to 64 MiB stay views), and its time
+is bounded by the number of members that is allowed ("most members" in `python -m fuzz.attack_cost`).
 """
 
 from __future__ import annotations

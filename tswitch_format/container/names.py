@@ -119,7 +119,7 @@ def cut_names(
 
 def _proper_lines(names: Names, first: int, last: int, field: str, budget: Budget) -> list[str] | None:
     """The names of a block; None if one of them is not proper."""
-    # As one text: each name by itself took two seconds for a million. Nothing composes with a line feed, so the text is in
+    # As one text, not name by name: there may be a million. Nothing composes with a line feed, so the text is in
     # normal form if and only if every line is, and a line feed within a name makes a line too many.
     try:
         text = names.lines(first, last)

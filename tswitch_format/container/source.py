@@ -104,7 +104,7 @@ class MmapSource:
             raise TswError(f"{self.name}: the file is closed; open it again")
         if self._map is None:
             return memoryview(b"")
-        if self._map.size() < offset + length:  # of the file, as it is by now: 0.5 us
+        if self._map.size() < offset + length:  # of the file, as it is by now: 0.3 us, measured once
             raise _cut(self.name, offset, offset + length - self._map.size())
         return memoryview(self._map)[offset : offset + length]
 

@@ -51,6 +51,7 @@ def proper_coefficient(coefficient: float, base: DType, where: str) -> float:
     return value
 
 
+@np.errstate(all="ignore")  # beyond its range a product is infinity, or NaN: so says section 10
 def signed_values(
     scale: Scale,
     coefficient: float,
@@ -64,18 +65,6 @@ def signed_values(
     `positions`: of the active elements, counted from flat element `start`, ascending. Shape of the result: that of
     `positions`.
     """
-    with np.errstate(all="ignore"):  # beyond its range a product is infinity, or NaN: so says section 10
-        return _signed_values(scale, coefficient, dtype, start, positions, negative)
-
-
-def _signed_values(
-    scale: Scale,
-    coefficient: float,
-    dtype: DType,
-    start: int,
-    positions: NDArray[np.int64],
-    negative: NDArray[np.bool_],
-) -> Floats:
     kind = compute_dtype(dtype).type
     knob = kind(scale.knob)
     values: Floats
@@ -110,6 +99,7 @@ def _signed_values(
     return values
 
 
+@np.errstate(all="ignore")
 def apply_chunk(
     elements: NDArray[np.generic], base: DType, target: DType, terms: Sequence[tuple[NDArray[np.int64], Floats]]
 ) -> NDArray[np.generic]:
@@ -117,13 +107,6 @@ def apply_chunk(
 
     `terms`: for each task in order, positions of its active elements and their signed values.
     """
-    with np.errstate(all="ignore"):
-        return _apply_chunk(elements, base, target, terms)
-
-
-def _apply_chunk(
-    elements: NDArray[np.generic], base: DType, target: DType, terms: Sequence[tuple[NDArray[np.int64], Floats]]
-) -> NDArray[np.generic]:
     if base is target and len(terms) == 1:
         positions, values = terms[0]
         sums = np.empty(positions.size, values.dtype)
