@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,27 @@ class ActiveChunk:
 
 
 class Switch:
-    """A view of one tensor of one task, or of some of its rows: `sw[128:256]`. Nothing is decoded before it is asked for.
+    """A view of one tensor of one task, or of some of its rows and columns: `sw[128:256]`, `sw[:, :64]`. Nothing is decoded
+    before it is asked for.
 
     Valid as long as the file is open; what its methods return is the caller's own.
     """
 
     def __init__(
-        self, entry: Entry, task: str, digests: Digests | None, base: TensorSpec, rows: tuple[int, int] | None = None
+        self,
+        entry: Entry,
+        task: str,
+        digests: Digests | None,
+        base: TensorSpec,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
     ) -> None:
         self._entry = entry
         self._digests = digests
         self._base = base
         self._spec = entry.spec
         self._rows = rows
+        self._columns = columns  # indices of the second dimension
         self.task = task
 
     # What it is
@@ -60,7 +70,11 @@ class Switch:
     def shape(self) -> tuple[int, ...]:
         """Shape of the view."""
         shape = self._spec.shape
-        return shape if self._rows is None else (self._rows[1] - self._rows[0], *shape[1:])
+        if self._rows is not None:
+            shape = (self._rows[1] - self._rows[0], *shape[1:])
+        if self._columns is not None:
+            shape = (shape[0], self._columns[1] - self._columns[0], *shape[2:])
+        return shape
 
     @property
     def dtype(self) -> str:
@@ -70,13 +84,12 @@ class Switch:
     @property
     def elements(self) -> int:
         """Number of elements of the view."""
-        start, stop = self._range()
-        return stop - start
+        return math.prod(self.shape)
 
     @property
     def active(self) -> int:
         """Number of active elements. Of a slice: decodes its chunks."""
-        if self._rows is None:
+        if self.is_whole:
             return self._entry.active
         return sum(chunk.positions.size for chunk in self.chunks())
 
@@ -93,12 +106,13 @@ class Switch:
     @property
     def row_factors(self) -> NDArray[np.float32] | None:
         """Factors of the view's rows, f32, or None where the entry has none."""
-        return self._factors(lay.Role.ROW_FACTORS)
+        return self._entry_factors(lay.Role.ROW_FACTORS)
 
     @property
     def column_factors(self) -> NDArray[np.float32] | None:
-        """Factors of the columns (all dimensions but the first taken as one), f32, or None."""
-        return self._factors(lay.Role.COLUMN_FACTORS)
+        """Factors of the view's columns (all dimensions but the first taken as one), f32, or None."""
+        columns = self._entry_factors(lay.Role.COLUMN_FACTORS)
+        return None if columns is None else columns[slice(*self._column_range())]
 
     @property
     def stored_bytes(self) -> int:
@@ -110,48 +124,70 @@ class Switch:
 
     # Slices
 
-    def __getitem__(self, rows: slice) -> Switch:
-        """Some rows (indices of the first dimension), step 1. Reads only the chunks that they overlap."""
-        if not isinstance(rows, slice) or rows.step not in (None, 1):
+    def __getitem__(self, key: slice | tuple[slice, slice]) -> Switch:
+        """Some indices of the first dimension, `sw[128:256]`, or of the first two, `sw[:, :64]`, all of step 1.
+
+        Reads only the chunks that the rows overlap. Raises OptionError.
+        """
+        slices = key if isinstance(key, tuple) else (key,)
+        if not 1 <= len(slices) <= 2 or not all(isinstance(s, slice) and s.step in (None, 1) for s in slices):
             raise OptionError(
-                f"tensor {self.name!r}: expected a slice of rows with step 1 such as sw[128:256], found {rows!r}"
+                f"tensor {self.name!r}: expected slices of rows and columns with step 1, such as sw[128:256] or sw[:, :64], "
+                f"found {key!r}"
             )
-        if not self._spec.shape:
-            raise OptionError(f"tensor {self.name!r}: it has no dimensions, so no rows to slice")
-        first = self._rows[0] if self._rows else 0
-        start, stop, _ = rows.indices(self.shape[0])
-        return Switch(self._entry, self.task, self._digests, self._base, (first + start, first + max(start, stop)))
+        if len(slices) > len(self.shape):
+            raise OptionError(
+                f"tensor {self.name!r}: expected at most {len(self.shape)} slices, as it has dimensions, found {len(slices)}"
+            )
+        views = [self._rows, self._columns]
+        for axis, wanted in enumerate(slices):
+            start, stop, _ = wanted.indices(self.shape[axis])
+            if (start, stop) != (0, self.shape[axis]):
+                first = (views[axis] or (0, 0))[0]
+                views[axis] = (first + start, first + max(start, stop))
+        return Switch(self._entry, self.task, self._digests, self._base, *views)
+
+    def shard(self, rank: int, world_size: int, dim: int = 0) -> Switch:
+        """The part of one of `world_size` ranks, from 0, along dimension 0 or 1, as tensor parallelism cuts it.
+
+        Rank r gets the indices from `r * size // world_size` to `(r + 1) * size // world_size`. Raises OptionError.
+        """
+        if not 0 <= rank < world_size:
+            raise OptionError(f"shard: expected a rank from 0 to {world_size - 1}, found {rank}")
+        if dim not in range(min(2, len(self.shape))):
+            raise OptionError(
+                f"tensor {self.name!r}: expected dimension 0 or 1 of shape {list(self.shape)}, found {dim}; others are not cut"
+            )
+        size = self.shape[dim]
+        part = slice(rank * size // world_size, (rank + 1) * size // world_size)
+        return self[part] if dim == 0 else self[:, part]
 
     # What it holds
 
     def mask(self) -> NDArray[np.bool_]:
         """Activation mask: bool, shape of the view."""
         out = np.zeros(self.elements, np.bool_)
-        start, _ = self._range()
         for chunk in self.chunks():
-            out[chunk.positions + (chunk.start - start)] = True
+            out[self.places(chunk)] = True
         return out.reshape(self.shape)
 
     def sign(self) -> NDArray[np.int8]:
         """Polarity: int8, shape of the view; -1, 0 (not active) or +1."""
         out = np.zeros(self.elements, np.int8)
-        start, _ = self._range()
         for chunk in self.chunks():
-            out[chunk.positions + (chunk.start - start)] = 1 - 2 * chunk.negative.astype(np.int8)
+            out[self.places(chunk)] = 1 - 2 * chunk.negative.astype(np.int8)
         return out.reshape(self.shape)
 
     def indices(self) -> NDArray[np.int64]:
         """Active elements as flat indices into the view in C order, ascending: int64[active]."""
-        start, _ = self._range()
-        parts = [chunk.positions + (chunk.start - start) for chunk in self.chunks()]
+        parts = [self.places(chunk) for chunk in self.chunks()]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def delta(self, coefficient: float = 1.0) -> Floats:
         """What the switch adds: f32 (f64 for an F64 base), shape of the view."""
         out: Floats = np.zeros(self.elements, compute_dtype(self._base.dtype))
-        start, _ = self._range()
-        for chunk, (positions, values) in self.terms(coefficient):
-            out[positions + (chunk.start - start)] = values
+        for chunk, values in self.terms(coefficient):
+            out[self.places(chunk)] = values
         return out.reshape(self.shape)
 
     def data(self) -> NDArray[Any]:
@@ -160,8 +196,8 @@ class Switch:
             raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta() or apply()")
         start, stop = self._range()
         dtype = self._entry.dtype
-        if dtype.bits < 8 and self._rows is not None:
-            raise OptionError(f"tensor {self.name!r}: rows of {dtype.name} are not whole bytes; use the whole tensor")
+        if dtype.bits < 8 and not self.is_whole:
+            raise OptionError(f"tensor {self.name!r}: parts of {dtype.name} are not whole bytes; use the whole tensor")
         out = np.empty(dtype.nbytes(stop - start), np.uint8)
         for chunk in self._chunk_numbers():
             data = self._entry.data(chunk)
@@ -170,7 +206,11 @@ class Switch:
             out[dtype.nbytes(low - start) : dtype.nbytes(high - start)] = data[
                 dtype.nbytes(low - begin) : dtype.nbytes(high - begin)
             ]
-        return out.view(dtype.storage).reshape(self.shape if dtype.bits >= 8 else (-1,))
+        made = out.view(dtype.storage)
+        if self._columns is None:
+            return made.reshape(self.shape if dtype.bits >= 8 else (-1,))
+        rows = made.reshape(self.shape[0], *self._spec.shape[1:])
+        return rows[:, slice(*self._columns)].copy()
 
     # Applying
 
@@ -209,18 +249,29 @@ class Switch:
         if base is target and not in_place:
             result = result.copy()
         made = result if base is target else np.empty(result.size, target.storage)
-        start, _ = self._range()
-        for chunk, (positions, values) in terms:
-            low = max(chunk.start - start, 0)
-            high = min(chunk.start + lay.CHUNK - start, result.size)
-            moved = [(positions + (chunk.start - start - low), values)]
-            made[low:high] = apply_chunk(result[low:high], base, target, moved)
+        if base is target:
+            for chunk, values in terms:
+                apply_chunk(result, base, target, [(self.places(chunk), values)])
+        else:
+            self._convert(result, base, made, terms)
         if in_place:
             return array
         shaped = made.reshape(self.shape)
         if base is target:
             shaped = shaped.view(array.dtype)
         return self._give(shaped, out)
+
+    def _convert(
+        self, elements: NDArray[Any], base: DType, out: NDArray[Any], terms: Sequence[tuple[ActiveChunk, Floats]]
+    ) -> None:
+        """Apply to raw elements of the view and round all to the entry's dtype, a run of a chunk's length at a time."""
+        places = np.concatenate([np.empty(0, np.int64), *(self.places(chunk) for chunk, _ in terms)])
+        values = np.concatenate([np.empty(0, compute_dtype(base)), *(values for _, values in terms)])
+        for start in range(0, out.size, lay.CHUNK):
+            run = slice(start, start + lay.CHUNK)
+            low, high = np.searchsorted(places, (start, start + lay.CHUNK))
+            moved = [(places[low:high] - start, values[low:high])]
+            out[run] = apply_chunk(elements[run], base, self._entry.dtype, moved)
 
     def _check_out(self, out: NDArray[Any] | None, dtype: DType) -> None:
         if out is None:
@@ -254,7 +305,7 @@ class Switch:
             if not check_base and dtype is not None and dtype.is_float:
                 return dtype, dtype
             raise self._other_base(f"dtype {wanted.name}", str(array.dtype))
-        if check_base and self._rows is None and self._digests and self._digests.sampled is not None:
+        if check_base and self.is_whole and self._digests and self._digests.sampled is not None:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
             def read(start: int, out: NDArray[np.uint8]) -> None:
@@ -271,21 +322,20 @@ class Switch:
     # For the modules beside this one
 
     @property
-    def scale(self) -> Scale:
-        """Knob and factors of the view, decoded once."""
-        try:
-            return self._scale
-        except AttributeError:
-            self._scale = Scale(
-                self._entry.knob,
-                self._factors(lay.Role.ROW_FACTORS),
-                self._factors(lay.Role.COLUMN_FACTORS),
-                self._entry.column_count,
-                self._rows[0] if self._rows else 0,
-            )
-            return self._scale
+    def is_whole(self) -> bool:
+        """Whether it is no slice of its tensor."""
+        return self._rows is None and self._columns is None
 
-    _scale: Scale
+    @cached_property
+    def scale(self) -> Scale:
+        """Knob and factors of the view's rows and of all columns, decoded once."""
+        return Scale(
+            self._entry.knob,
+            self._entry_factors(lay.Role.ROW_FACTORS),
+            self._entry_factors(lay.Role.COLUMN_FACTORS),
+            self._entry.column_count,
+            self._rows[0] if self._rows else 0,
+        )
 
     @property
     def target(self) -> DType:
@@ -317,30 +367,48 @@ class Switch:
         if start > begin or stop < begin + self._entry.chunk_elements(number):
             low, high = np.searchsorted(positions, (start - begin, stop - begin))
             positions, negative = positions[low:high], negative[low:high]
+        if self._columns is not None:
+            inside, columns = self._column_range(), (positions + begin) % self._entry.column_count
+            kept = (columns >= inside[0]) & (columns < inside[1])
+            positions, negative = positions[kept], negative[kept]
         return ActiveChunk(begin, positions, negative)
 
-    def terms(
-        self, coefficient: float, base: DType | None = None
-    ) -> Iterator[tuple[ActiveChunk, tuple[NDArray[np.int64], Floats]]]:
+    def places(self, chunk: ActiveChunk) -> NDArray[np.int64]:
+        """Where the active elements of a chunk lie in the view: flat indices in C order, ascending."""
+        start, _ = self._range()
+        places = chunk.positions + (chunk.start - start)
+        if self._columns is None:
+            return places
+        first, stop = self._column_range()
+        rows, columns = np.divmod(places, max(self._entry.column_count, 1))
+        return rows * (stop - first) + columns - first
+
+    def terms(self, coefficient: float, base: DType | None = None) -> Iterator[tuple[ActiveChunk, Floats]]:
         """Chunks with what is added to their active elements, for a base of type `base` or else the recorded one."""
         dtype = base or self._base.dtype
         coefficient = proper_coefficient(coefficient, dtype, f"tensor {self.name!r}")
         for chunk in self.chunks():
-            values = signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, chunk.negative)
-            yield chunk, (chunk.positions, values)
+            yield chunk, signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, chunk.negative)
 
-    def _factors(self, role: lay.Role) -> NDArray[np.float32] | None:
+    def _entry_factors(self, role: lay.Role) -> NDArray[np.float32] | None:
         rows = self._rows if role is lay.Role.ROW_FACTORS and self._rows else (0, None)
         codes: Codes | None = self._entry.factor_codes(role, *rows)
         return None if codes is None else factor_values(codes)
 
     def _range(self) -> tuple[int, int]:
-        """Flat elements of the whole tensor that the view covers."""
+        """Flat elements of the whole tensor from the view's first row to its last, all columns."""
         if self._rows is None:
             return 0, self._spec.elements
         length = self._entry.column_count
         return self._rows[0] * length, self._rows[1] * length
 
+    def _column_range(self) -> tuple[int, int]:
+        """The view's columns, all dimensions but the first taken as one."""
+        if self._columns is None:
+            return 0, self._entry.column_count
+        inner = math.prod(self._spec.shape[2:])
+        return self._columns[0] * inner, self._columns[1] * inner
+
     def _chunk_numbers(self) -> range:
         start, stop = self._range()
-        return range(start // lay.CHUNK, lay.chunks_of(stop)) if stop > start else range(0)
+        return range(start // lay.CHUNK, lay.chunks_of(stop)) if self.elements else range(0)
