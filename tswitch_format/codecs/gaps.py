@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tswitch_format.codecs import bits, zstd
 from tswitch_format.errors import PayloadError
 
-_ESCAPE = 255  # a gap byte: "255 further, nothing here"
+ESCAPE = 255  # a gap byte: "255 further, nothing here"
 
 
 def gaps_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -25,44 +25,59 @@ def gaps_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def encode_gaps(gaps: NDArray[np.int64], k: int, level: int) -> bytes:
     """Gaps as low parts and a zstd frame of gap bytes."""
-    return bits.pack_fields(gaps, k) + zstd.compress(_gap_bytes(gaps, k).data, level)
+    return bits.pack_fields(gaps, k) + zstd.compress(gap_bytes(gaps, k).data, level)
 
 
-def _gap_bytes(gaps: NDArray[np.int64], k: int) -> NDArray[np.uint8]:
+def gap_bytes(gaps: NDArray[np.int64], k: int = 0) -> NDArray[np.uint8]:
+    """The high parts of gaps as bytes, 255 for "255 further, nothing here"."""
     high = gaps >> k
-    if int(high.max()) < _ESCAPE:
+    if int(high.max()) < ESCAPE:
         return high.astype(np.uint8)
-    escapes, rest = np.divmod(high, _ESCAPE)
+    escapes, rest = np.divmod(high, ESCAPE)
     places = np.cumsum(escapes)
     places += np.arange(gaps.size)
-    out = np.full(int(places[-1]) + 1, _ESCAPE, np.uint8)
+    out = np.full(int(places[-1]) + 1, ESCAPE, np.uint8)
     out[places] = rest
     return out
 
 
 def decode_gaps(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
     """Positions of the `m` ones among `n` bits (m >= 1)."""
-    low_length = _low_length(data, k, m)
-    frame = data[low_length:]
-    size = zstd.content_size(frame)
-    most = m + n // (_ESCAPE << k)
-    if not m <= size <= most:
-        raise PayloadError(rule="TSW-706", expected=f"{m} to {most} gap bytes", found=str(size))
-    steps = np.frombuffer(zstd.decompress(frame, size), np.uint8)
+    low, steps = _split(data, k, n, m)
     if k == 0:
         # A byte below 255 moves on by itself and one more, 255 by 255: min(byte, 254) + 1, whose sums fit 32 bits.
         ends = np.cumsum(np.minimum(steps, 254), dtype=np.int64)
-        ends += np.arange(size)
-        if size == m and int(steps.max()) < _ESCAPE:
+        ends += np.arange(steps.size)
+        if steps.size == m and int(steps.max()) < ESCAPE:
             return _checked(ends, n)
-        last = steps < _ESCAPE
+        last = steps < ESCAPE
         _check_ends(last, m)
         return _checked(ends[last], n)
-    last = steps < _ESCAPE
+    last = steps < ESCAPE
     _check_ends(last, m)
     moves = steps.astype(np.int64) << k
-    moves[last] += bits.unpack_fields(np.frombuffer(data[:low_length], np.uint8), k, m) + 1
+    moves[last] += bits.unpack_fields(low, k, m) + 1
     return _checked(np.cumsum(moves)[last] - 1, n)
+
+
+def decode_gap_bytes(data: memoryview, n: int, m: int) -> NDArray[np.uint8]:
+    """The gap bytes of a payload with k = 0, as checked as `decode_gaps` checks them, but not summed up."""
+    _, steps = _split(data, 0, n, m)
+    _check_ends(steps < ESCAPE, m)
+    last = int(np.minimum(steps, 254).sum(dtype=np.int64)) + steps.size - 1
+    _checked(np.array([last]), n)
+    return steps
+
+
+def _split(data: memoryview, k: int, n: int, m: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Low parts and gap bytes of a payload."""
+    low_length = _low_length(data, k, m)
+    frame = data[low_length:]
+    size = zstd.content_size(frame)
+    most = m + n // (ESCAPE << k)
+    if not m <= size <= most:
+        raise PayloadError(rule="TSW-706", expected=f"{m} to {most} gap bytes", found=str(size))
+    return np.frombuffer(data[:low_length], np.uint8), np.frombuffer(zstd.decompress(frame, size), np.uint8)
 
 
 def _check_ends(last: NDArray[np.bool_], m: int) -> None:

@@ -122,6 +122,19 @@ def decode_packed(codec: int, parameter: int, data: memoryview, n: int, count: i
     return bits.pack_positions(decode_positions(codec, parameter, data, n, count), n)
 
 
+def decode_gap_bytes(codec: int, parameter: int, data: memoryview, n: int, count: int) -> NDArray[np.uint8]:
+    """The plane as gap bytes with k = 0 (spec 9.3), whatever it is stored as; none where no bit is set."""
+    if codec == Codec.GAPS_ZSTD and parameter == 0 and count:
+        return gaps.decode_gap_bytes(data, n, count)
+    positions = decode_positions(codec, parameter, data, n, count)
+    return gap_bytes(positions)
+
+
+def gap_bytes(positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Positions of ones, ascending, as gap bytes with k = 0."""
+    return gaps.gap_bytes(gaps.gaps_of(positions)) if positions.size else np.empty(0, np.uint8)
+
+
 def _bitmap(codec: int, data: memoryview, n: int) -> NDArray[np.uint8]:
     if codec == Codec.BITMAP_ZSTD:
         packed = np.frombuffer(zstd.decompress(data, bits.nbytes(n)), np.uint8)

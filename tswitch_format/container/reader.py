@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from tswitch_format.container.source import Backend, PreadSource, Source, open_s
 from tswitch_format.errors import FormatError, OptionError, PayloadError, UnknownNameError
 
 Verify = Literal["lazy", "full", "off"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 FACTOR_STORAGE: dict[int, np.dtype[np.uint8] | np.dtype[np.float16] | np.dtype[np.float32]] = {
     lay.FactorDType.U8: np.dtype("u1"),
@@ -157,6 +159,11 @@ class Entry:
         self._first = first
         self.number = number
         self.record = container.index.tasks[task].entries[number]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether its file is of the mapped profile."""
+        return self._container.index.mapped
 
     @property
     def tensor(self) -> int:
@@ -296,15 +303,19 @@ class Entry:
 
     def mask_positions(self, chunk: int) -> NDArray[np.int64]:
         """Active elements of a chunk, as positions in it, ascending."""
-        return self._positions(self._mask(chunk), self.chunk_elements(chunk))
+        return self._decode(plane.decode_positions, self._mask(chunk), self.chunk_elements(chunk))
+
+    def mask_gap_bytes(self, chunk: int) -> NDArray[np.uint8]:
+        """Mask plane of a chunk as gap bytes with k = 0."""
+        return self._decode(plane.decode_gap_bytes, self._mask(chunk), self.chunk_elements(chunk))
 
     def mask_packed(self, chunk: int) -> NDArray[np.uint8]:
         """Mask plane of a chunk as a bit string."""
-        return self._packed(self._mask(chunk), self.chunk_elements(chunk))
+        return self._decode(plane.decode_packed, self._mask(chunk), self.chunk_elements(chunk))
 
     def sign_packed(self, chunk: int) -> NDArray[np.uint8]:
         """Sign plane of a chunk as a bit string with a bit for each active element."""
-        return self._packed(self._mask(chunk) + self.chunks, self.mask_count(chunk))
+        return self._decode(plane.decode_packed, self._mask(chunk) + self.chunks, self.mask_count(chunk))
 
     def sign_flags(self, chunk: int) -> NDArray[np.bool_]:
         """For each active element of a chunk, in order: whether it is negative."""
@@ -363,19 +374,13 @@ class Entry:
         record: np.void = self._container.index.tasks[self._task].segments[number]
         return record
 
-    def _positions(self, number: int, n: int) -> NDArray[np.int64]:
+    def _decode(
+        self, decoder: Callable[[int, int, memoryview, int, int], NDArray[_Scalar]], number: int, n: int
+    ) -> NDArray[_Scalar]:
         record = self._record(number)
         data = self.stored(number)
         try:
-            return plane.decode_positions(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
-        except PayloadError as error:
-            raise self._wrong(number, error) from error
-
-    def _packed(self, number: int, n: int) -> NDArray[np.uint8]:
-        record = self._record(number)
-        data = self.stored(number)
-        try:
-            return plane.decode_packed(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
+            return decoder(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
         except PayloadError as error:
             raise self._wrong(number, error) from error
 

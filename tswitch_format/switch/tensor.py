@@ -192,8 +192,7 @@ class Switch:
 
     def data(self) -> NDArray[Any]:
         """The tensor of a dense entry: shape of the view, storage dtype (BF16 as uint16 bit patterns)."""
-        if self._entry.kind is not lay.Kind.DENSE:
-            raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta() or apply()")
+        self.check_dense()
         start, stop = self._range()
         dtype = self._entry.dtype
         if dtype.bits < 8 and not self.is_whole:
@@ -305,13 +304,13 @@ class Switch:
             if not check_base and dtype is not None and dtype.is_float:
                 return dtype, dtype
             raise self._other_base(f"dtype {wanted.name}", str(array.dtype))
-        if check_base and self.is_whole and self._digests and self._digests.sampled is not None:
+        if check_base and self.sampled_digest is not None:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
             def read(start: int, out: NDArray[np.uint8]) -> None:
                 out[:] = flat[start : start + out.size]
 
-            if sampled_digest(flat.size, read) != self._digests.sampled:
+            if sampled_digest(flat.size, read) != self.sampled_digest:
                 raise self._other_base("the recorded content", "another", "TSW-902")
         return wanted, self._entry.dtype
 
@@ -320,6 +319,31 @@ class Switch:
         return BaseMismatchError("apply", tensor=self.name, expected=expected, found=found, fix=fix, rule=rule)
 
     # For the modules beside this one
+
+    def check_dense(self) -> None:
+        """Raise OptionError unless the entry is dense."""
+        if self._entry.kind is not lay.Kind.DENSE:
+            raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta() or apply()")
+
+    @property
+    def sampled_digest(self) -> bytes | None:
+        """The recorded sampled digest of the base's tensor, where the view is all of it."""
+        return self._digests.sampled if self._digests is not None and self.is_whole else None
+
+    @property
+    def entry(self) -> Entry:
+        """What the file has for the whole tensor."""
+        return self._entry
+
+    @property
+    def base(self) -> TensorSpec:
+        """The base's record, or that of a tensor that the base lacks."""
+        return self._base
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunks of the whole tensor."""
+        return self._entry.chunks
 
     @property
     def is_whole(self) -> bool:

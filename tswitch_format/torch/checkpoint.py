@@ -2,7 +2,8 @@
 
     accepts, open_reader   the plug-in (see `tswitch_format.checkpoint`): an nn.Module, or a mapping with torch tensors
     TensorCheckpoint       a mapping of name to tensor, on any device, read by ranges of bytes
-    dtype_of_tensor        torch tensor -> DType
+    dtype_of_tensor        torch tensor -> DType; torch_dtype is its inverse
+    unusual                why a tensor's memory is not simply its elements
 
 The entry point loads this module for every source, so torch is imported only where a tensor is at hand.
 """
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from tswitch_format._dtypes import DTYPE_BY_NAME, DType
 from tswitch_format.checkpoint import ArrayCheckpoint, CheckpointReader, ShardLayout, TensorSpec
-from tswitch_format.errors import CheckpointError
+from tswitch_format.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # By name, since older versions of torch lack some of these types.
@@ -77,6 +79,17 @@ def dtype_of_tensor(tensor: Tensor) -> DType | None:
     return _BY_TORCH_NAME.get(str(tensor.dtype))
 
 
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """The torch dtype of an element type. Raises OptionError where this torch has none."""
+    import torch  # noqa: PLC0415 - not before a tensor is wanted
+
+    for name, found in _BY_TORCH_NAME.items():
+        kind = getattr(torch, name.removeprefix("torch."), None)
+        if found is dtype and kind is not None:
+            return kind  # type: ignore[no-any-return]
+    raise OptionError(f"torch {torch.__version__} has no dtype {dtype.name}; use the NumPy side, tswitch_format.open")
+
+
 class TensorCheckpoint:
     """A mapping of name to torch tensor (or NumPy array) as a checkpoint.
 
@@ -125,7 +138,7 @@ class TensorCheckpoint:
         elif out.size:
             import torch  # noqa: PLC0415 - loaded already, for there are tensors
 
-            torch.from_numpy(out).copy_(_bytes_of(self._tensors[name], start, start + out.size))
+            torch.from_numpy(out).copy_(bytes_of(self._tensors[name], start, start + out.size))
 
     def close(self) -> None:
         """Let go of the tensors."""
@@ -142,15 +155,7 @@ def _plain_tensor(value: Any, name: str, location: str) -> tuple[Tensor, DType]:
             "leave it out, or pass the part that holds the tensors"
         )
     tensor = value.detach()
-    kind = None
-    if tensor.layout is not torch.strided:
-        kind = f"a {str(tensor.layout).removeprefix('torch.')} tensor"
-    elif tensor.is_quantized:
-        kind = f"a quantised tensor ({tensor.dtype})"
-    elif tensor.is_meta:
-        kind = "a tensor on the meta device, which has no data"
-    elif type(tensor) is not torch.Tensor:  # DTensor and other wrappers, whose memory is not what they show
-        kind = f"a {type(tensor).__name__}"
+    kind = unusual(tensor)
     if kind is not None:
         raise CheckpointError(f"{location}: tensor {name!r}: expected a dense tensor, found {kind}; convert it first")
     dtype = dtype_of_tensor(tensor)
@@ -162,7 +167,23 @@ def _plain_tensor(value: Any, name: str, location: str) -> tuple[Tensor, DType]:
     return tensor.resolve_conj().resolve_neg(), dtype
 
 
-def _bytes_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+def unusual(tensor: Tensor) -> str | None:
+    """What a tensor is that is not simply numbers in memory, or None."""
+    import torch  # noqa: PLC0415 - loaded already
+
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
+    if tensor.is_quantized:
+        return f"a quantised tensor ({tensor.dtype})"
+    if tensor.is_meta:
+        return "a tensor on the meta device, which has no data"
+    if type(tensor) is not torch.Tensor:  # DTensor and other wrappers, whose memory is not what they show
+        return f"a {type(tensor).__name__}"
+    return None
+
+
+def bytes_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     """Bytes [start, stop) of the elements in row-major order, as a u8 tensor on the tensor's device."""
     import torch  # noqa: PLC0415 - loaded already
 

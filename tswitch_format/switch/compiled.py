@@ -1,0 +1,196 @@
+"""The arithmetic of `apply.py` on packed planes, compiled: gaps, values and weights in one pass, without the GIL.
+
+Import it only where numba is installed (the extra `fast`). It works on F32 and BF16 and gives the bits of `apply.py`: numba
+contracts nothing into a fused multiply-add unless it is asked to. spec/decisions/0011 says why it is here, with figures.
+
+A block of the table (see `planes.py`) at a time: its codes become places, its factors values, both in buffers that stay in
+the first-level cache, and then one loop goes through the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from tswitch_format.switch.apply import Scale
+from tswitch_format.switch.planes import BLOCK, Mode, Planes
+
+_MOST = 8 * BLOCK  # elements of one block of a bitmap
+_NONE = np.empty(0, np.float32)
+
+
+def supports(target: NDArray[Any]) -> bool:
+    """Whether a flat array is of a type that this module computes with: F32, or BF16 as uint16."""
+    return target.dtype in (np.float32, np.uint16)
+
+
+def run(
+    mode: Mode,
+    target: NDArray[Any],
+    planes: Planes,
+    scale: Scale,
+    blocks: tuple[int, int],
+    *,
+    coefficient: float = 1.0,
+    other: NDArray[Any] | None = None,
+    origin: int = 0,
+) -> None:
+    """Do what `mode` says with the active elements of some blocks (first, stop) of a switch.
+
+    `target`, `other`: flat, contiguous, as `Mode` says. `scale.first_row` is 0. Releases the GIL.
+    """
+    _run(
+        int(mode),
+        int(planes.form),
+        target,
+        _NONE if other is None else other,
+        origin,
+        planes.codes,
+        planes.signs,
+        planes.blocks,
+        blocks[0],
+        blocks[1],
+        np.float32(scale.knob),
+        _NONE if scale.rows is None else scale.rows,
+        _NONE if scale.columns is None else scale.columns,
+        max(scale.row_length, 1),
+        np.float32(coefficient),
+    )
+
+
+def _widen(element: Any) -> Any:
+    """An element as f32; `_narrow`: f32 rounded to an element like the first. Compiled versions below."""
+    raise NotImplementedError
+
+
+def _narrow(element: Any, value: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_widen, inline="always")
+def _widen_compiled(element: Any) -> Any:
+    def same(element: Any) -> Any:
+        return element
+
+    def from_bf16(element: Any) -> Any:
+        return np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)  # shifting made it u64
+
+    return from_bf16 if str(element) == "uint16" else same
+
+
+@overload(_narrow, inline="always")
+def _narrow_compiled(element: Any, value: Any) -> Any:
+    def same(element: Any, value: Any) -> Any:
+        return value
+
+    def to_bf16(element: Any, value: Any) -> Any:
+        bits = np.float32(value).view(np.uint32)
+        high = np.uint32(bits >> np.uint32(16))
+        if np.isnan(value):  # adding may carry it into infinity or zero
+            return np.uint16(high | np.uint32(0x40))
+        return np.uint16((bits + np.uint32(0x7FFF) + (high & np.uint32(1))) >> np.uint32(16))
+
+    return to_bf16 if str(element) == "uint16" else same
+
+
+@njit(nogil=True, cache=True)
+def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any) -> int:
+    """Flat elements of the active elements of one block; their number."""
+    count = 0
+    if form == 0:
+        place = start - 1
+        for i in range(begin, end):
+            code = int(codes[i])
+            place += code + 1 - (code == 255)
+            places[count] = place
+            count += code < 255
+        return count
+    for i in range(begin, end):
+        byte = codes[i]
+        first = start + 8 * (i - begin)
+        while byte:
+            for bit in range(8):  # faster than counting trailing zeros by hand
+                places[count] = first + bit
+                count += (byte >> bit) & 1
+            break
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _values(
+    places: Any,
+    count: int,
+    signs: Any,
+    sign: int,
+    knob: Any,
+    rows: Any,
+    columns: Any,
+    length: int,
+    factor: Any,
+    values: Any,
+) -> None:
+    """What is added to the active elements: section 10, step 1, and the sign."""
+    if rows.size == 0 and columns.size == 0:
+        for i in range(count):
+            values[i] = knob
+    elif count:
+        row = places[0] // length
+        begin = row * length
+        value = knob * rows[row] if rows.size else knob
+        for i in range(count):
+            place = places[i]
+            if place - begin >= length:
+                row = place // length
+                begin = row * length
+                value = knob * rows[row] if rows.size else knob
+            values[i] = value * columns[place - begin] if columns.size else value
+    if factor != np.float32(1):
+        for i in range(count):
+            values[i] *= factor
+    bits = values.view(np.uint32)
+    for i in range(count):
+        at = sign + i
+        bits[i] ^= np.uint32((signs[at >> 3] >> (at & 7)) & 1) << np.uint32(31)
+
+
+@njit(nogil=True, cache=True)
+def _run(  # noqa: PLR0912 - a loop for each mode
+    mode: int, form: int, target: Any, other: Any, origin: int, codes: Any, signs: Any, blocks: Any, first: int, stop: int,
+    knob: Any, rows: Any, columns: Any, length: int, factor: Any,
+) -> None:  # fmt: skip
+    places = np.empty(_MOST, np.int64)
+    values = np.empty(_MOST, np.float32)
+    for block in range(first, stop):
+        rank = blocks[block, 2]
+        count = _places(form, codes, blocks[block, 0], blocks[block + 1, 0], blocks[block, 1], places)
+        if mode in (0, 1, 5):
+            _values(places, count, signs, blocks[block, 3], knob, rows, columns, length, factor, values)
+        if mode == 0:  # ADD
+            for i in range(count):
+                at = places[i] - origin
+                element = target[at]
+                target[at] = _narrow(element, _widen(element) + values[i])
+        elif mode == 1:  # SAVE_AND_ADD
+            for i in range(count):
+                at = places[i]
+                element = target[at]
+                other[rank + i] = element
+                target[at] = _narrow(element, _widen(element) + values[i])
+        elif mode == 2:  # SAVE
+            for i in range(count):
+                other[rank + i] = target[places[i]]
+        elif mode == 3:  # PUT_BACK
+            for i in range(count):
+                target[places[i]] = other[rank + i]
+        elif mode == 4:  # ROUND
+            for i in range(count):
+                at = places[i]
+                target[at] = _narrow(target[at], other[at - origin])
+        elif mode == 5:  # VALUES
+            for i in range(count):
+                at = places[i]
+                target[at] = _narrow(target[at], values[i])

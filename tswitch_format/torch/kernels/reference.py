@@ -1,0 +1,106 @@
+"""Plain torch, chunk by chunk, on any device: the arithmetic of spec section 10 as `switch/apply.py` has it in NumPy.
+
+run                 do jobs (see job.py)
+active_elements     unpack a bitmap or expand gap bytes: flat elements and signs of a chunk
+signed_values       what is added to them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tswitch_format.switch.planes import RANK, SIGN, Form, Mode
+from tswitch_format.torch.kernels.job import Job
+from tswitch_format.torch.packed import PackedSwitch, chunk_codes, chunk_span
+
+
+def run(jobs: Sequence[Job]) -> None:
+    """Do all jobs in order."""
+    for job in jobs:
+        for chunk in range(len(job.switch.chunks) - 1):
+            _run_chunk(job, chunk)
+
+
+def _run_chunk(job: Job, chunk: int) -> None:
+    switch, mode = job.switch, job.mode
+    first, stop = int(switch.chunks[chunk, RANK]), int(switch.chunks[chunk + 1, RANK])
+    if first == stop:
+        return
+    elements, negative = active_elements(switch, chunk)
+    flat, places = _places(job, elements)
+    wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+    if mode is Mode.PUT_BACK:
+        flat[places] = _other(job)[first:stop]
+    elif mode is Mode.ROUND:
+        flat[places] = _other(job)[elements - job.origin].to(flat.dtype)
+    elif mode is Mode.VALUES:
+        flat[places] = signed_values(switch, elements, negative, job.coefficient, wide)
+    elif mode is Mode.SIGNS:
+        flat[places] = 1 - 2 * negative.to(flat.dtype)
+    else:
+        found = flat[places]
+        if mode in (Mode.SAVE, Mode.SAVE_AND_ADD):
+            _other(job)[first:stop] = found
+        if mode in (Mode.ADD, Mode.SAVE_AND_ADD):
+            sums = found.to(wide)
+            sums += signed_values(switch, elements, negative, job.coefficient, wide)
+            flat[places] = sums.to(flat.dtype)
+
+
+def active_elements(switch: PackedSwitch, chunk: int) -> tuple[Tensor, Tensor]:
+    """Flat elements (i64[m], ascending) of the active elements of a chunk, and whether they are negative (bool[m])."""
+    codes = chunk_codes(switch, chunk)
+    start, _ = chunk_span(switch, chunk)
+    count = int(switch.chunks[chunk + 1, RANK] - switch.chunks[chunk, RANK])
+    if switch.form is Form.BITMAP:
+        elements = _bits(codes).nonzero().squeeze(1)
+        elements += start
+    else:
+        elements = codes.clamp(max=254).cumsum(0, dtype=torch.int64)
+        elements += torch.arange(start, start + len(codes), device=codes.device)
+        if len(codes) > count:
+            elements = elements[codes < 255]
+    sign = int(switch.chunks[chunk, SIGN]) // 8
+    return elements, _bits(switch.signs[sign : sign + (count + 7) // 8])[:count].bool()
+
+
+def _bits(codes: Tensor) -> Tensor:
+    """Bits of bytes, least significant first: u8[8 n]."""
+    return ((codes[:, None] >> torch.arange(8, dtype=torch.uint8, device=codes.device)) & 1).view(-1)
+
+
+def signed_values(
+    switch: PackedSwitch, elements: Tensor, negative: Tensor, coefficient: float, dtype: torch.dtype
+) -> Tensor:
+    """v or -v for these elements, in f32 or f64: knob, times row factor, times column factor, times coefficient."""
+    values = torch.full(elements.shape, switch.knob, dtype=dtype, device=elements.device)
+    rows = elements // switch.row_length
+    if switch.rows is not None:
+        values *= switch.rows.to(dtype)[rows]
+    if switch.columns is not None:
+        values *= switch.columns.to(dtype)[elements - rows * switch.row_length]
+    if coefficient != 1:
+        values *= torch.tensor(coefficient, dtype=dtype, device=elements.device)
+    return torch.where(negative, -values, values)
+
+
+def _places(job: Job, elements: Tensor) -> tuple[Tensor, Tensor]:
+    """The target as one dimension, and the places of flat elements in it."""
+    target = job.target
+    if target.ndim == 1:
+        return target, elements - job.origin
+    if job.contiguous:
+        return target.view(-1), elements
+    down, along = target.stride()
+    rows = elements // target.shape[1]
+    span = (target.shape[0] - 1) * down + (target.shape[1] - 1) * along + 1
+    return target.as_strided((span,), (1,)), rows * down + (elements - rows * target.shape[1]) * along
+
+
+def _other(job: Job) -> Tensor:
+    if job.other is None:
+        raise TypeError(f"mode {job.mode.name} needs the tensor `other`")
+    return job.other
