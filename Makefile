@@ -39,6 +39,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks size
 	$(BIN)/python -m benchmarks memory
 	$(BIN)/python -m benchmarks speed
+	$(BIN)/python -m benchmarks switching
+	$(BIN)/python -m benchmarks mixed
 
 # The environment is made anew when what it needs has changed.
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,14 @@ BENCHMARKS = {
     "codecs": ("benchmarks.codecs", "bytes and decode speed of every plane codec on random masks, and which is taken"),
     "memory": ("benchmarks.memory", "peak resident memory of pack and restore of a model of 1.2 G parameters"),
     "speed": ("benchmarks.speed", "times of pack, restore and opening, as ratios to plain safetensors work"),
+    "switching": (
+        "benchmarks.switching",
+        "switching experts in memory and from files, beside loading or copying full ones",
+    ),
+    "mixed": (
+        "benchmarks.mixed",
+        "a batch whose rows use different experts, beside switching in turn and dense deltas",
+    ),
     "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),
     "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),

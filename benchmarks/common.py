@@ -264,6 +264,24 @@ class Result:
         return "\n".join(lines) + "\n"
 
 
+def times_table(result: Result, title: str, times: Times, unit: str = "s") -> None:
+    """Seconds, or ms, of every candidate."""
+    factor = 1000 if unit == "ms" else 1
+    table = result.table(title, "what", f"median {unit}", f"least {unit}", f"most {unit}")
+    for name in times.seconds:
+        found = times.summary(name)
+        table.add(name, factor * found.median, factor * found.least, factor * found.most)
+    result.raw[title] = {name: list(seconds) for name, seconds in times.seconds.items()}
+
+
+def ratio_table(result: Result, title: str, times: Times, pairs: Sequence[tuple[str, str]], bound: float) -> None:
+    """Candidate / peer for each pair, and whether the median is within the bound."""
+    table = result.table(title, "what / peer", "median", "least", "most", "bound", "met")
+    for name, peer in pairs:
+        found = times.ratio(name, peer)
+        table.add(f"{name} / {peer}", found.median, found.least, found.most, f"{bound:g}", found.median <= bound)
+
+
 def console() -> Console:
     """Where tables go: wide where the output is a file or a pipe."""
     made = Console()

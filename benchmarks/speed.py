@@ -99,24 +99,6 @@ def list_keys(path: Path, backend: str) -> object:
         return file.keys()
 
 
-def _times_table(result: common.Result, title: str, times: common.Times, unit: str = "s") -> None:
-    factor = 1000 if unit == "ms" else 1
-    table = result.table(title, "what", f"median {unit}", f"least {unit}", f"most {unit}")
-    for name in times.seconds:
-        found = times.summary(name)
-        table.add(name, factor * found.median, factor * found.least, factor * found.most)
-    result.raw[title] = {name: list(seconds) for name, seconds in times.seconds.items()}
-
-
-def _ratio_table(
-    result: common.Result, title: str, times: common.Times, pairs: Sequence[tuple[str, str]], bound: float
-) -> None:
-    table = result.table(title, "what / peer", "median", "least", "most", "bound", "met")
-    for name, peer in pairs:
-        found = times.ratio(name, peer)
-        table.add(f"{name} / {peer}", found.median, found.least, found.most, f"{bound:g}", found.median <= bound)
-
-
 def pack_speed(
     result: common.Result, model: synthetic.Model, folder: Path, rounds: int, threads: Sequence[int]
 ) -> Path:
@@ -132,9 +114,9 @@ def pack_speed(
             partial(subtract, base, expert, count), common.pause_for_disk
         )
     times = common.interleave(candidates, rounds)
-    _times_table(result, "pack: times", times)
+    common.times_table(result, "pack: times", times)
     pairs = [(f"pack, {_threads(count)}", f"load and subtract, {_threads(count)}") for count in threads]
-    _ratio_table(result, "pack: ratios", times, pairs, BOUNDS["pack"])
+    common.ratio_table(result, "pack: ratios", times, pairs, BOUNDS["pack"])
     return path
 
 
@@ -162,9 +144,9 @@ def restore_speed(
         "load, save and fsync": candidate(lambda: copy_durably(base, out, threads[-1])),
     }
     times = common.interleave({**candidates, **peers}, rounds)
-    _times_table(result, f"restore to {where}: times", times)
+    common.times_table(result, f"restore to {where}: times", times)
     pairs = [(name, peer) for peer in peers for name in candidates]
-    _ratio_table(result, f"restore to {where}: ratios", times, pairs, BOUNDS["restore"])
+    common.ratio_table(result, f"restore to {where}: ratios", times, pairs, BOUNDS["restore"])
 
 
 def open_speed(result: common.Result, folder: Path, rounds: int, seed: int = 0) -> None:
@@ -206,9 +188,9 @@ def open_speed(result: common.Result, folder: Path, rounds: int, seed: int = 0) 
         parts["indices alone (archive)"] = lambda: held.switch(NAME).indices()
         every = {**ours, **peers, **parts}
         times = common.interleave({name: common.Candidate(work) for name, work in every.items()}, rounds)
-    _times_table(result, "open: times", times, "ms")
+    common.times_table(result, "open: times", times, "ms")
     pairs = [(name, peer) for peer in peers for name in ours]
-    _ratio_table(result, "open: ratios", times, pairs, BOUNDS["open"])
+    common.ratio_table(result, "open: ratios", times, pairs, BOUNDS["open"])
 
 
 @contextmanager

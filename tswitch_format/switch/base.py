@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format._checksum import sampled_digest
 from tswitch_format.checkpoint import CheckpointReader
-from tswitch_format.errors import BaseMismatchError
+from tswitch_format.errors import BaseMismatchError, near_names
 from tswitch_format.switch.file import BaseInfo
+
+Sampled = Callable[[str], bytes]
 
 _BLOCK = 1 << 21  # bytes: stays in the cache between reading and hashing
 
@@ -46,42 +48,78 @@ def _stored_as(info: BaseInfo, reader: CheckpointReader, name: str) -> str | Non
     return found
 
 
-def check_base(info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False) -> None:
+def check_base(
+    info: BaseInfo,
+    reader: CheckpointReader,
+    *,
+    digests: bool,
+    full: bool = False,
+    any_float: bool = False,
+    dtype_advice: str = "",
+    added: Container[str] = (),
+    sampled: Sampled | None = None,
+) -> None:
     """Raise BaseMismatchError, naming the first tensor that differs, unless `reader` is the base of `info`.
 
     Names, dtypes and shapes always; with `digests` also the sampled digests; with `full` the SHA-256 of every tensor.
+    `any_float` takes another float type for a recorded one; `dtype_advice` is what to do where that is the difference.
+    `added`: names that the base need not have, since tasks add them, but a model in memory may.
+    `sampled` gives the sampled digest of a tensor of `reader.specs` where it need not be read anew.
     """
-    for problem in base_problems(info, reader, digests=digests, full=full):
+    problems = base_problems(
+        info,
+        reader,
+        digests=digests,
+        full=full,
+        any_float=any_float,
+        dtype_advice=dtype_advice,
+        added=added,
+        sampled=sampled,
+    )
+    for problem in problems:
         raise problem
 
 
 def base_problems(
-    info: BaseInfo, reader: CheckpointReader, *, digests: bool, full: bool = False
+    info: BaseInfo,
+    reader: CheckpointReader,
+    *,
+    digests: bool,
+    full: bool = False,
+    any_float: bool = False,
+    dtype_advice: str = "",
+    added: Container[str] = (),
+    sampled: Sampled | None = None,
 ) -> Iterable[BaseMismatchError]:
     """Every way in which `reader` is not the base of `info`."""
+    sampled = sampled or (lambda name: sampled_digest(reader.specs[name].nbytes, _reading(reader, name)))
     origin = f" ({'@'.join(part for part in (info.id, info.revision) if part)})" if info.id else ""
     fix = f"give the base that the file was made from{origin}"
     expected = set(info.keys()) | set(info.aliases)
-    for name in sorted({*reader.specs, *reader.aliases} - expected):
-        if file_name(info, reader, name) is None:
-            yield _mismatch(reader, name, "no tensor of that name", "one", fix, "TSW-901")
+    names = {*reader.specs, *reader.aliases}
+    near = _Near()
+    for name in sorted(names - expected):
+        if file_name(info, reader, name) is None and name not in added:
+            yield _mismatch(reader, name, "no tensor of that name", f"one{near(name, info)}", fix, "TSW-901")
     for name in (*info.tensor_list.names, *sorted(info.aliases)):
         target = info.aliases.get(name)
         stored = stored_name(reader, name) if target else _stored_as(info, reader, name)
         if target is not None and stored in (None, _stored_as(info, reader, target)):
             continue  # tied in this checkpoint as well; safetensors files leave such names out
         if stored is None:
-            yield _mismatch(reader, name, "the tensor", "none", fix, "TSW-901")
+            yield _mismatch(reader, name, "the tensor", f"none{near(name, sorted(names))}", fix, "TSW-901")
             continue
         spec, found = info.spec(name), reader.specs[stored]
-        if (spec.dtype, spec.shape) != (found.dtype, found.shape):
-            yield _mismatch(reader, name, str(spec), str(found), fix, "TSW-901")
+        alike = spec.dtype is found.dtype or (any_float and spec.dtype.is_float and found.dtype.is_float)
+        if not alike or spec.shape != found.shape:
+            advice = dtype_advice if spec.shape == found.shape and found.dtype.is_float and dtype_advice else fix
+            yield _mismatch(reader, name, str(spec), str(found), advice, "TSW-901")
             continue
         recorded = info.digests(name)
         if digests and recorded.sampled is not None:
-            sampled = sampled_digest(spec.nbytes, _reading(reader, stored))
-            if sampled != recorded.sampled:
-                yield _mismatch(reader, name, f"sampled digest {recorded.sampled.hex()}", sampled.hex(), fix, "TSW-902")
+            digest = sampled(stored)
+            if digest != recorded.sampled:
+                yield _mismatch(reader, name, f"sampled digest {recorded.sampled.hex()}", digest.hex(), fix, "TSW-902")
                 continue
         if full and recorded.sha256 is not None:
             digest = tensor_digest(spec.nbytes, _reading(reader, stored))
@@ -102,6 +140,19 @@ def tensor_digest(nbytes: int, read: Callable[[int, NDArray[np.uint8]], None]) -
 
 def _reading(reader: CheckpointReader, name: str) -> Callable[[int, NDArray[np.uint8]], None]:
     return lambda start, out: reader.read_into(name, start, out)
+
+
+class _Near:
+    """Remarks on names like one that is missing: a prefix more or less is the commonest mistake. A few only, for each takes
+    time, and another model's names may be missing by the million."""
+
+    def __init__(self) -> None:
+        self._left = 10
+
+    def __call__(self, name: str, known: Iterable[str]) -> str:
+        self._left -= 1
+        near = near_names(name, known) if self._left >= 0 else []
+        return f" (near: {', '.join(repr(other) for other in near)})" if near else ""
 
 
 def _mismatch(reader: CheckpointReader, name: str, expected: str, found: str, fix: str, rule: str) -> BaseMismatchError:

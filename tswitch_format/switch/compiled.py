@@ -17,43 +17,41 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from tswitch_format.switch.apply import Scale
-from tswitch_format.switch.planes import BLOCK, Mode, Planes
+from tswitch_format.switch.planes import BLOCK, Form, Mode
 
 _MOST = 8 * BLOCK  # elements of one block of a bitmap
 _NONE = np.empty(0, np.float32)
 
 
-def supports(target: NDArray[Any]) -> bool:
-    """Whether a flat array is of a type that this module computes with: F32, or BF16 as uint16."""
-    return target.dtype in (np.float32, np.uint16)
-
-
 def run(
     mode: Mode,
     target: NDArray[Any],
-    planes: Planes,
+    form: Form,
+    codes: NDArray[np.uint8],
+    signs: NDArray[np.uint8],
+    blocks: NDArray[np.int64],
     scale: Scale,
-    blocks: tuple[int, int],
     *,
     coefficient: float = 1.0,
     other: NDArray[Any] | None = None,
     origin: int = 0,
+    other_origin: int = 0,
 ) -> None:
-    """Do what `mode` says with the active elements of some blocks (first, stop) of a switch.
+    """Do what `mode` says with the active elements of the blocks of a switch, or of some of them (see `Planes`).
 
-    `target`, `other`: flat, contiguous, as `Mode` says. `scale.first_row` is 0. Releases the GIL.
+    `target`, `other`: flat, contiguous, F32 or BF16 as uint16, as `Mode` says; `target` begins at flat element `origin`, in
+    mode ROUND `other` at `other_origin`. `scale.first_row` is 0. Releases the GIL.
     """
     _run(
         int(mode),
-        int(planes.form),
+        int(form),
         target,
         _NONE if other is None else other,
         origin,
-        planes.codes,
-        planes.signs,
-        planes.blocks,
-        blocks[0],
-        blocks[1],
+        other_origin,
+        codes,
+        signs,
+        blocks,
         np.float32(scale.knob),
         _NONE if scale.rows is None else scale.rows,
         _NONE if scale.columns is None else scale.columns,
@@ -159,12 +157,12 @@ def _values(
 
 @njit(nogil=True, cache=True)
 def _run(  # noqa: PLR0912 - a loop for each mode
-    mode: int, form: int, target: Any, other: Any, origin: int, codes: Any, signs: Any, blocks: Any, first: int, stop: int,
+    mode: int, form: int, target: Any, other: Any, origin: int, other_origin: int, codes: Any, signs: Any, blocks: Any,
     knob: Any, rows: Any, columns: Any, length: int, factor: Any,
 ) -> None:  # fmt: skip
     places = np.empty(_MOST, np.int64)
     values = np.empty(_MOST, np.float32)
-    for block in range(first, stop):
+    for block in range(len(blocks) - 1):
         rank = blocks[block, 2]
         count = _places(form, codes, blocks[block, 0], blocks[block + 1, 0], blocks[block, 1], places)
         if mode in (0, 1, 5):
@@ -176,21 +174,21 @@ def _run(  # noqa: PLR0912 - a loop for each mode
                 target[at] = _narrow(element, _widen(element) + values[i])
         elif mode == 1:  # SAVE_AND_ADD
             for i in range(count):
-                at = places[i]
+                at = places[i] - origin
                 element = target[at]
                 other[rank + i] = element
                 target[at] = _narrow(element, _widen(element) + values[i])
         elif mode == 2:  # SAVE
             for i in range(count):
-                other[rank + i] = target[places[i]]
+                other[rank + i] = target[places[i] - origin]
         elif mode == 3:  # PUT_BACK
             for i in range(count):
-                target[places[i]] = other[rank + i]
+                target[places[i] - origin] = other[rank + i]
         elif mode == 4:  # ROUND
             for i in range(count):
-                at = places[i]
-                target[at] = _narrow(target[at], other[at - origin])
+                at = places[i] - origin
+                target[at] = _narrow(target[at], other[places[i] - other_origin])
         elif mode == 5:  # VALUES
             for i in range(count):
-                at = places[i]
+                at = places[i] - origin
                 target[at] = _narrow(target[at], values[i])

@@ -35,10 +35,10 @@ class Form(IntEnum):
 
 
 class Mode(IntEnum):
-    """What a kernel does with the active elements of a switch. `target` are weights, or what is made of them.
+    """What a kernel does with the active elements of a switch.
 
-    `other`, where it is used, is either one element for each active one, by rank, of the target's dtype, or a run of f32
-    elements that begins at flat element `origin` (of a target in mode ADD likewise).
+    `target` are weights, or what is made of them: all elements, or a run of them. `other`, where it is used, has one element
+    for each active one, by rank, of the target's dtype; in mode ROUND it is f32, a run of elements.
     """
 
     ADD = 0  # target += values, rounded to its dtype
@@ -71,11 +71,12 @@ class Planes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlanes:
-    """The planes of one chunk: `codes` and `signs` as above, `active` elements."""
+    """The planes of one chunk: `codes` and `signs` as above, `active` elements, `blocks` counted from the chunk's begin."""
 
     codes: NDArray[np.uint8]
     signs: NDArray[np.uint8]
     active: int
+    blocks: NDArray[np.int64]
 
 
 def form_of(elements: int, active: int) -> Form:
@@ -103,7 +104,7 @@ def pack_chunk(switch: Switch, form: Form, number: int) -> ChunkPlanes:
     """Decode one chunk of a whole switch as far as `form` needs."""
     entry = switch.entry
     codes = entry.mask_packed(number) if form is Form.BITMAP else entry.mask_gap_bytes(number)
-    return ChunkPlanes(codes, entry.sign_packed(number), entry.mask_count(number))
+    return ChunkPlanes(codes, entry.sign_packed(number), entry.mask_count(number), _blocks(form, codes))
 
 
 def _planes_of_slice(switch: Switch) -> Planes:
@@ -122,7 +123,8 @@ def _cut(form: Form, elements: int, places: NDArray[np.int64], negative: NDArray
             codes = bits.pack_positions(positions, min(lay.CHUNK, elements - start))
         else:
             codes = plane.gap_bytes(positions)
-        yield ChunkPlanes(codes, np.packbits(negative[low:high], bitorder="little"), int(high - low))
+        signs = np.packbits(negative[low:high], bitorder="little")
+        yield ChunkPlanes(codes, signs, int(high - low), _blocks(form, codes))
 
 
 def assemble(form: Form, elements: int, chunks: Sequence[ChunkPlanes]) -> Planes:
@@ -130,9 +132,7 @@ def assemble(form: Form, elements: int, chunks: Sequence[ChunkPlanes]) -> Planes
     tables = []
     byte = rank = sign = 0
     for number, chunk in enumerate(chunks):
-        table = _bitmap_blocks(chunk.codes) if form is Form.BITMAP else _gap_blocks(chunk.codes)
-        table += (byte, number * lay.CHUNK, rank, sign)
-        tables.append(table)
+        tables.append(chunk.blocks + np.array((byte, number * lay.CHUNK, rank, sign)))
         byte += chunk.codes.size
         rank += chunk.active
         sign += 8 * chunk.signs.size
@@ -148,27 +148,21 @@ def assemble(form: Form, elements: int, chunks: Sequence[ChunkPlanes]) -> Planes
     )
 
 
-def _gap_blocks(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _blocks(form: Form, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The table of one chunk in itself."""
     first = np.arange(0, codes.size, BLOCK)
     table = np.zeros((first.size, 4), np.int64)
-    if first.size:
+    if not first.size:
+        return table
+    table[:, BYTE] = first
+    if form is Form.BITMAP:
+        table[:, START] = 8 * first
+        ends = np.add.reduceat(np.bitwise_count(codes), first, dtype=np.int64)
+    else:
         ends = np.add.reduceat(codes < gaps.ESCAPE, first, dtype=np.int64)
         moves = np.add.reduceat(np.minimum(codes, gaps.ESCAPE - 1), first, dtype=np.int64)
         moves += np.minimum(BLOCK, codes.size - first)
-        table[:, BYTE] = first
         table[1:, START] = np.cumsum(moves)[:-1]
-        table[1:, RANK] = np.cumsum(ends)[:-1]
-        table[:, SIGN] = table[:, RANK]
-    return table
-
-
-def _bitmap_blocks(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    first = np.arange(0, codes.size, BLOCK)
-    table = np.zeros((first.size, 4), np.int64)
-    if first.size:
-        table[:, BYTE] = first
-        table[:, START] = 8 * first
-        table[1:, RANK] = np.cumsum(np.add.reduceat(np.bitwise_count(codes), first, dtype=np.int64))[:-1]
-        table[:, SIGN] = table[:, RANK]
+    table[1:, RANK] = np.cumsum(ends)[:-1]
+    table[:, SIGN] = table[:, RANK]
     return table

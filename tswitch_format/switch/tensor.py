@@ -133,7 +133,7 @@ class Switch:
         if not 1 <= len(slices) <= 2 or not all(isinstance(s, slice) and s.step in (None, 1) for s in slices):
             raise OptionError(
                 f"tensor {self.name!r}: expected slices of rows and columns with step 1, such as sw[128:256] or sw[:, :64], "
-                f"found {key!r}"
+                f"found {' '.join(repr(key).split())[:60]}"
             )
         if len(slices) > len(self.shape):
             raise OptionError(
@@ -323,12 +323,21 @@ class Switch:
     def check_dense(self) -> None:
         """Raise OptionError unless the entry is dense."""
         if self._entry.kind is not lay.Kind.DENSE:
-            raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta() or apply()")
+            raise OptionError(f"tensor {self.name!r} is {self.kind}, not dense; use delta()")
 
     @property
     def sampled_digest(self) -> bytes | None:
         """The recorded sampled digest of the base's tensor, where the view is all of it."""
         return self._digests.sampled if self._digests is not None and self.is_whole else None
+
+    @property
+    def view_scale(self) -> Scale:
+        """Knob and factors of the view as if it were a tensor of its own."""
+        columns = self.scale.columns
+        first, stop = self._column_range()
+        return Scale(
+            self.scale.knob, self.scale.rows, None if columns is None else columns[first:stop], max(stop - first, 1)
+        )
 
     @property
     def entry(self) -> Entry:

@@ -1,1 +1,66 @@
-"""Floor 4: torch. The only folder of the library that imports torch, and only when it is used."""
+"""Floor 4: switches as torch tensors, on CPU and CUDA. The only folder of the library that imports torch.
+
+    from tswitch_format.torch import SwitchBank, apply_, open
+
+    open          lazy switches of a file: delta, mask, apply_, slices and shards on a device
+    apply_        a task into a model or a state dict, in place, for good
+    SwitchBank    many experts beside one base model, switched in place and back exactly, or one for each row of a batch
+    SwitchLinear  one linear layer of such a batch
+
+The modules, imports pointing down only:
+
+    bank, apply              what users call
+    combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
+    mixed/                   batches in which each row uses another expert
+    expert                   a task of a file under a model's names, on its devices
+    load, staging            file -> packed switches on a device, through pinned memory
+    weights                  which tensors may be changed in place, and the checks of that
+    kernels/                 what is done with active elements: plain torch, compiled for the CPU, Triton
+    packed                   the planes of a switch as tensors
+    checkpoint               torch objects as checkpoints, for pack and restore; element types
+
+Bits: whatever runs, on whatever device, gives those of `switch/apply.py`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tswitch_format.torch.apply import apply_
+    from tswitch_format.torch.bank import MemoryReport, SwitchBank
+    from tswitch_format.torch.load import SwitchTensors, TorchSwitch
+    from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
+    from tswitch_format.torch.mixed import SwitchLinear
+
+__all__ = ["MemoryReport", "SwitchBank", "SwitchLinear", "SwitchTensors", "TorchSwitch", "apply_", "open"]
+
+# Where the names are. Imported when they are asked for: every use of a checkpoint looks into this package, also without torch.
+_HOMES = {
+    "MemoryReport": ("bank", "MemoryReport"),
+    "SwitchBank": ("bank", "SwitchBank"),
+    "SwitchLinear": ("mixed", "SwitchLinear"),
+    "SwitchTensors": ("load", "SwitchTensors"),
+    "TorchSwitch": ("load", "TorchSwitch"),
+    "apply_": ("apply", "apply_"),
+    "open": ("load", "SwitchTensors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    try:
+        return getattr(import_module(f"{__name__}.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs torch, which is not installed; pip install 'tswitch-format[torch]'", name="torch"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -154,24 +154,27 @@ def _plain_tensor(value: Any, name: str, location: str) -> tuple[Tensor, DType]:
             f"{location}: expected tensors only, found {type(value).__name__} under {name!r}; "
             "leave it out, or pass the part that holds the tensors"
         )
-    tensor = value.detach()
-    kind = unusual(tensor)
+    kind = unusual(value)
     if kind is not None:
         raise CheckpointError(f"{location}: tensor {name!r}: expected a dense tensor, found {kind}; convert it first")
-    dtype = dtype_of_tensor(tensor)
+    dtype = dtype_of_tensor(value)
     if dtype is None:
         raise CheckpointError(
-            f"{location}: tensor {name!r}: dtype {tensor.dtype} cannot be stored in a .tsw file; "
+            f"{location}: tensor {name!r}: dtype {value.dtype} cannot be stored in a .tsw file; "
             "convert it to a float or integer type"
         )
-    return tensor.resolve_conj().resolve_neg(), dtype
+    return value.detach().resolve_conj().resolve_neg(), dtype
 
 
 def unusual(tensor: Tensor) -> str | None:
     """What a tensor is that is not simply numbers in memory, or None."""
     import torch  # noqa: PLC0415 - loaded already
 
+    if torch.nn.parameter.is_lazy(tensor):
+        return "a parameter that has no shape yet"
     tensor = tensor.detach()
+    if tensor.is_nested:
+        return "a nested tensor"
     if tensor.layout is not torch.strided:
         return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
     if tensor.is_quantized:

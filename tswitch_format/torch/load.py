@@ -27,20 +27,22 @@ from tswitch_format.switch.file import BaseInfo, SwitchFile
 from tswitch_format.switch.planes import ChunkPlanes, Mode, assemble, pack_chunk, planes, stored_form
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.torch.checkpoint import torch_dtype
-from tswitch_format.torch.kernels import Job, run
+from tswitch_format.torch.kernels import Job, backend_of, run
 from tswitch_format.torch.packed import HostSwitch, PackedSwitch
 from tswitch_format.torch.staging import DEFAULT_BYTES, Staging
-from tswitch_format.torch.weights import changing, check_device, check_weight
+from tswitch_format.torch.weights import changing, check_device, check_weight, raw
 
 Loaded = PackedSwitch | Tensor
+
+_CHUNKS = 4  # that a thread decodes at once
 
 
 class SwitchTensors:
     """An open .tsw file whose switches become tensors on `device`. A context manager.
 
-    `staging_bytes`: pinned memory between host and CUDA device, in all. `threads`: that decode, as many as there are cores
-    unless told otherwise. Raises FormatError for a bad file, TswError for one that cannot be read, OptionError for a device
-    that is not there.
+    `staging_bytes`: pinned memory between host and CUDA device, in all. `threads`: that decode; chunks are small, so CPython's
+    lock makes two slower than one (measured), and one overlaps with copying to the device. Raises FormatError for a bad
+    file, TswError for one that cannot be read, OptionError for a device that is not there.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class SwitchTensors:
         backend: Backend = "auto",
         verify: Verify = "lazy",
         staging_bytes: int = DEFAULT_BYTES,
-        threads: int | None = None,
+        threads: int = 1,
     ) -> None:
         self.device = check_device(device)
         self._threads = thread_count(threads)
@@ -78,6 +80,11 @@ class SwitchTensors:
         """What really reads the file: "mmap" or "pread"."""
         return self.file.backend
 
+    @property
+    def kernels(self) -> str:
+        """What really runs on the device: "fused" (Triton), "compiled" (numba) or "reference" (plain torch)."""
+        return backend_of(self.device)
+
     def keys(self, task: str | None = None) -> list[str]:
         """Names of the tensors that a task changes, adds or removes. `task` may be left out where there is one only."""
         return self.file.keys(task)
@@ -89,8 +96,12 @@ class SwitchTensors:
     def load(self, names: Iterable[str] | None = None, task: str | None = None) -> dict[str, Loaded]:
         """Packed switches, and tensors of dense entries, on the device: those of `names`, or all that a task has but removed
         ones. Decoding, copying and the next tensor's decoding overlap."""
-        switches = [self.file.switch(name, task) for name in (self.keys(task) if names is None else names)]
-        return load([s for s in switches if s.kind != "removed"], self._staging, self._threads)
+        if isinstance(names, str):
+            raise OptionError(f"load: expected names, found the name {names!r}; write [{names!r}]")
+        asked = {name: self.file.switch(name, task) for name in (self.keys(task) if names is None else names)}
+        unique = {switch.name: switch for switch in asked.values() if switch.kind != "removed"}
+        found = load(list(unique.values()), self._staging, self._threads)
+        return {name: found[switch.name] for name, switch in asked.items() if switch.name in found}
 
     def close(self) -> None:
         """Release the file. Tensors stay valid, switches do not."""
@@ -188,7 +199,7 @@ class TorchSwitch:
         if switch.kind == "dense":
             data = self.data()
             with changing([weight]):
-                weight.copy_(data)
+                raw(weight).copy_(raw(data))
             return weight
         coefficient = proper_coefficient(coefficient, switch.base.dtype, f"tensor {self.name!r}")
         if coefficient != 0:
@@ -208,10 +219,9 @@ def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str
     """Switches by name, packed or dense, on the device of `staging`. The first error ends it; nothing is kept then."""
     found: dict[str, Loaded] = {}
     try:
-        for switch, parts in itertools.groupby(
-            ordered_map(_decode, _units(switches), threads), key=lambda unit: unit[0]
-        ):
-            found[switch.name] = _finish(switch, [part for _, part in parts], staging)
+        units = itertools.groupby(ordered_map(_decode, _units(switches), threads), key=lambda unit: unit[0])
+        for switch, parts in units:
+            found[switch.name] = _finish(switch, [piece for _, pieces in parts for piece in pieces], staging)
         staging.finish()
     except BaseException:
         staging.abort()
@@ -219,19 +229,20 @@ def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str
     return found
 
 
-def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, int]]:
-    """What threads do: each chunk of a whole ternary switch, or one unit for what is small, sliced or dense."""
+def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, range]]:
+    """What threads do: some chunks of a whole ternary switch, or at once what is small, sliced or dense."""
     for switch in switches:
         several = switch.kind == "ternary" and switch.is_whole and switch.chunk_count > 1
-        for chunk in range(switch.chunk_count if several else 1):
-            yield switch, chunk if several else -1
+        for first in range(0, switch.chunk_count, _CHUNKS) if several else (0,):
+            yield switch, range(first, min(first + _CHUNKS, switch.chunk_count)) if several else range(0)
 
 
-def _decode(unit: tuple[Switch, int]) -> tuple[Switch, Any]:
-    switch, chunk = unit
-    if chunk >= 0:
-        return switch, pack_chunk(switch, stored_form(switch), chunk)
-    return switch, switch.data() if switch.kind == "dense" else planes(switch)
+def _decode(unit: tuple[Switch, range]) -> tuple[Switch, list[Any]]:
+    switch, chunks = unit
+    if chunks:
+        form = stored_form(switch)
+        return switch, [pack_chunk(switch, form, chunk) for chunk in chunks]
+    return switch, [switch.data() if switch.kind == "dense" else planes(switch)]
 
 
 def _finish(switch: Switch, parts: list[Any], staging: Staging) -> Loaded:

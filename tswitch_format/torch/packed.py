@@ -65,7 +65,7 @@ class PackedSwitch:
         return len(self.blocks) - 1
 
     def part(self, first: int, stop: int) -> PackedSwitch:
-        """Chunks `first` to `stop` of a whole switch. Elements, ranks and sign bits keep their numbers."""
+        """Chunks `first` to `stop` of these. Elements, ranks and sign bits keep their numbers."""
         starts = self.chunk_blocks
         return replace(
             self,
@@ -73,7 +73,7 @@ class PackedSwitch:
             chunk_blocks=tuple(block - starts[first] for block in starts[first : stop + 1]),
             chunks=self.chunks[first : stop + 1],
             active=int(self.chunks[stop, RANK] - self.chunks[first, RANK]),
-            first_chunk=first,
+            first_chunk=self.first_chunk + first,
         )
 
 
@@ -91,11 +91,7 @@ class HostSwitch:
     @classmethod
     def of(cls, switch: Switch, planes: Planes) -> HostSwitch:
         """A ternary switch, or a slice of one, with its planes."""
-        knob = switch.scale.knob
-        columns = switch.column_factors
-        length = planes.elements // max(switch.shape[0], 1) if switch.shape else 1
-        scale = Scale(knob, switch.scale.rows, columns, max(length, 1))
-        return cls(switch.name, switch.shape, switch.base.dtype, switch.target, planes, scale)
+        return cls(switch.name, switch.shape, switch.base.dtype, switch.target, planes, switch.view_scale)
 
     @property
     def arrays(self) -> list[NDArray[np.generic]]:

@@ -80,7 +80,9 @@ class Staging:
         if self._begun:
             return
         if not self._buffers:
-            self._buffers = [torch.empty(self._half, dtype=torch.uint8, pin_memory=self._cuda) for _ in range(2)]
+            self._buffers = [
+                torch.empty(self._half, dtype=torch.uint8, device="cpu", pin_memory=self._cuda) for _ in range(2)
+            ]
         if self._stream is not None:  # what was freed before on the current stream may be what we write to
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         self._begun = True

@@ -10,24 +10,52 @@ Nothing here allocates more than buffers of the size of a chunk (2^20 elements).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from tswitch_format import _layout as lay
+from tswitch_format.switch.planes import Mode
 from tswitch_format.torch.kernels import reference
 from tswitch_format.torch.kernels.job import Job
+from tswitch_format.torch.packed import PackedSwitch
 
-__all__ = ["Job", "backend_of", "run"]
+__all__ = ["Job", "add_rounded", "backend_of", "run"]
 
 
-def run(jobs: Sequence[Job]) -> None:
-    """Do all jobs, those of one target in order."""
+def run(jobs: Sequence[Job], done: list[Job] | None = None) -> None:
+    """Do all jobs, those of one target in order.
+
+    `done` gets every job, or part of one, that was done, so that one knows what to undo where an error ends the rest.
+    """
+    done = [] if done is None else done
     for device in {job.target.device for job in jobs}:
-        _backend(device.type).run([job for job in jobs if job.target.device == device])
+        _backend(device.type).run([job for job in jobs if job.target.device == device], done)
+
+
+def add_rounded(matrix: Tensor, terms: Sequence[tuple[PackedSwitch, float]]) -> None:
+    """Add several switches, each with its coefficient, in f32, and round once to the matrix's dtype, f16 or bf16.
+
+    Takes an f32 buffer of `PIECE` chunks, on the CPU one for each thread.
+    """
+    backend = _backend(matrix.device.type)
+    flat = matrix.reshape(-1)  # a copy where the weight is not contiguous
+    chunks = lay.chunks_of(flat.numel())
+
+    def add_piece(first: int) -> None:
+        stop = min(first + backend.PIECE, chunks)
+        origin = first * lay.CHUNK
+        sums = flat[origin : stop * lay.CHUNK].float()
+        parts = [(switch.part(first, stop), coefficient) for switch, coefficient in terms]
+        backend.run_here([Job(Mode.ADD, sums, part, coefficient, origin=origin) for part, coefficient in parts])
+        backend.run_here([Job(Mode.ROUND, matrix, part, other=sums, origin=origin) for part, _ in parts])
+
+    backend.each(add_piece, range(0, chunks, backend.PIECE))
 
 
 def backend_of(device: torch.device) -> str:
@@ -36,9 +64,16 @@ def backend_of(device: torch.device) -> str:
 
 
 class _Backend(Protocol):
-    __name__: str
+    """What a backend's module has."""
 
-    def run(self, jobs: Sequence[Job]) -> None: ...
+    __name__: str
+    PIECE: int
+
+    def run(self, jobs: Sequence[Job], done: list[Job]) -> None: ...
+
+    def run_here(self, jobs: Sequence[Job]) -> None: ...
+
+    def each(self, do: Callable[[int], None], parts: Sequence[int]) -> None: ...
 
 
 @cache

@@ -7,7 +7,9 @@ signed_values       what is added to them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,20 +18,35 @@ from tswitch_format.switch.planes import RANK, SIGN, Form, Mode
 from tswitch_format.torch.kernels.job import Job
 from tswitch_format.torch.packed import PackedSwitch, chunk_codes, chunk_span
 
+_T = TypeVar("_T")
 
-def run(jobs: Sequence[Job]) -> None:
-    """Do all jobs in order."""
+PIECE = 16  # chunks that are summed at a time: 64 MiB
+
+
+def run(jobs: Sequence[Job], done: list[Job]) -> None:
+    """Do all jobs in order; `done` gets them chunk by chunk."""
     for job in jobs:
         for chunk in range(len(job.switch.chunks) - 1):
-            _run_chunk(job, chunk)
+            part = replace(job, switch=job.switch.part(chunk, chunk + 1))
+            if part.switch.active:
+                _run_chunk(part, done)
 
 
-def _run_chunk(job: Job, chunk: int) -> None:
+def run_here(jobs: Sequence[Job]) -> None:
+    """Do all jobs in order."""
+    run(jobs, [])
+
+
+def each(do: Callable[[_T], None], parts: Sequence[_T]) -> None:
+    """Call it for every part."""
+    for part in parts:
+        do(part)
+
+
+def _run_chunk(job: Job, done: list[Job]) -> None:
     switch, mode = job.switch, job.mode
-    first, stop = int(switch.chunks[chunk, RANK]), int(switch.chunks[chunk + 1, RANK])
-    if first == stop:
-        return
-    elements, negative = active_elements(switch, chunk)
+    first, stop = int(switch.chunks[0, RANK]), int(switch.chunks[1, RANK])
+    elements, negative = active_elements(switch, 0)
     flat, places = _places(job, elements)
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
     if mode is Mode.PUT_BACK:
@@ -42,16 +59,21 @@ def _run_chunk(job: Job, chunk: int) -> None:
         flat[places] = 1 - 2 * negative.to(flat.dtype)
     else:
         found = flat[places]
+        sums = None
+        if mode in (Mode.ADD, Mode.SAVE_AND_ADD):
+            sums = found.to(wide) + signed_values(switch, elements, negative, job.coefficient, wide)
         if mode in (Mode.SAVE, Mode.SAVE_AND_ADD):
             _other(job)[first:stop] = found
-        if mode in (Mode.ADD, Mode.SAVE_AND_ADD):
-            sums = found.to(wide)
-            sums += signed_values(switch, elements, negative, job.coefficient, wide)
+        done.append(job)  # from here on it may be undone, and must be
+        if sums is not None:
             flat[places] = sums.to(flat.dtype)
+        return
+    done.append(job)
 
 
 def active_elements(switch: PackedSwitch, chunk: int) -> tuple[Tensor, Tensor]:
-    """Flat elements (i64[m], ascending) of the active elements of a chunk, and whether they are negative (bool[m])."""
+    """Flat elements (i64[m], ascending) of the active elements of a chunk of a switch or a part, and whether they are negative
+    (bool[m])."""
     codes = chunk_codes(switch, chunk)
     start, _ = chunk_span(switch, chunk)
     count = int(switch.chunks[chunk + 1, RANK] - switch.chunks[chunk, RANK])
