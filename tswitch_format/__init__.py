@@ -32,6 +32,7 @@ from tswitch_format.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from tswitch_format.switch.build import BuildResult, GivenSwitch, GivenTask, build
 from tswitch_format.switch.file import BaseInfo, SwitchFile
 from tswitch_format.switch.file import SwitchFile as open  # noqa: A004, N813  # tsw.open, as in the design; never imported with *
 from tswitch_format.switch.pack import PackResult, pack
@@ -44,9 +45,12 @@ __all__ = [
     "FORMAT_VERSION",
     "BaseInfo",
     "BaseMismatchError",
+    "BuildResult",
     "CheckpointError",
     "Finding",
     "FormatError",
+    "GivenSwitch",
+    "GivenTask",
     "NonFiniteError",
     "NotTswError",
     "OptionError",
@@ -62,6 +66,7 @@ __all__ = [
     "UnsupportedError",
     "ValidationReport",
     "__version__",
+    "build",
     "bundle",
     "extract",
     "open",

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format._checksum import sampled_digest
-from tswitch_format.checkpoint import CheckpointReader
+from tswitch_format.checkpoint import CheckpointReader, TensorSpec
+from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import BaseMismatchError, near_names
 from tswitch_format.switch.file import BaseInfo
 
@@ -125,6 +126,12 @@ def base_problems(
             digest = tensor_digest(spec.nbytes, _reading(reader, stored))
             if digest != recorded.sha256:
                 yield _mismatch(reader, name, f"SHA-256 {recorded.sha256.hex()}", digest.hex(), fix, "TSW-902")
+
+
+def base_digests(reader: CheckpointReader, spec: TensorSpec, stored: str | None = None) -> Digests:
+    """Digests of a tensor of a base, which has it as `stored` if not under its own name."""
+    read = _reading(reader, stored or spec.name)
+    return Digests(tensor_digest(spec.nbytes, read), sampled_digest(spec.nbytes, read))
 
 
 def tensor_digest(nbytes: int, read: Callable[[int, NDArray[np.uint8]], None]) -> bytes:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from tswitch_format import _layout as lay
-from tswitch_format._checksum import sampled_digest
 from tswitch_format._dtypes import F64
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
@@ -29,7 +28,7 @@ from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, OutputError
 from tswitch_format.switch import knob
-from tswitch_format.switch.base import stored_name, tensor_digest
+from tswitch_format.switch.base import base_digests, stored_name
 from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
 from tswitch_format.switch.options import Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
@@ -347,14 +346,7 @@ class _Job:
         return encode_dense(spec, self.tuned, pair.tuned_stored, added=not same, mapped=mapped), digests
 
     def _digests(self, pair: Pair) -> Digests | None:
-        if pair.base is None:
-            return None
-
-        def read(start: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-            self.base.read_into(pair.base_stored, start, out)
-
-        nbytes = pair.base.nbytes
-        return Digests(tensor_digest(nbytes, read), sampled_digest(nbytes, read))
+        return None if pair.base is None else base_digests(self.base, pair.base, pair.base_stored)
 
     def _encode_switch(
         self, pair: Pair, rule: Rule, threshold: float | None
