@@ -36,8 +36,13 @@ class Backend:
     def run(self, jobs: Sequence[Job]) -> list[Job]:
         """Do them; the parts that the backend says it did."""
         done: list[Job] = []
-        import_module(f"tswitch_format.torch.kernels.{self.name}").run(jobs, done)
+        self.module.run(jobs, done)
         return done
+
+    @property
+    def module(self) -> Any:
+        """Its module."""
+        return import_module(f"tswitch_format.torch.kernels.{self.name}")
 
 
 @dataclass(frozen=True)

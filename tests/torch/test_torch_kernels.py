@@ -203,14 +203,7 @@ def combined(weights: Tensor, terms: list[tuple[Case, float]]) -> Tensor:
 
 
 def add_rounded(backend: Backend, target: Tensor, terms: list[tuple[Case, float]]) -> None:
-    """As the bank does it: a chunk at a time in f32."""
-    switches = [(case.packed(backend.device), coefficient) for case, coefficient in terms]
-    for chunk in range(lay.chunks_of(target.numel())):
-        origin = chunk * lay.CHUNK
-        sums = target.reshape(-1)[origin : origin + lay.CHUNK].float()
-        parts = [(switch.part(chunk, chunk + 1), coefficient) for switch, coefficient in switches]
-        backend.run([Job(Mode.ADD, sums, part, c, origin=origin) for part, c in parts])
-        backend.run([Job(Mode.ROUND, target, part, other=sums, origin=origin) for part, _ in parts])
+    backend.module.add_rounded(target, [(case.packed(backend.device), coefficient) for case, coefficient in terms])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -22,6 +22,10 @@ from tswitch_format.switch.planes import BLOCK, Form, Mode
 _MOST = 8 * BLOCK  # elements of one block of a bitmap
 _NONE = np.empty(0, np.float32)
 
+# numba takes globals as constants.
+_GAPS = int(Form.GAPS)
+_ADD, _SAVE_AND_ADD, _SAVE, _PUT_BACK, _ROUND, _VALUES = (int(mode) for mode in list(Mode)[:6])
+
 
 def run(
     mode: Mode,
@@ -99,7 +103,7 @@ def _narrow_compiled(element: Any, value: Any) -> Any:
 def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any) -> int:
     """Flat elements of the active elements of one block; their number."""
     count = 0
-    if form == 0:
+    if form == _GAPS:
         place = start - 1
         for i in range(begin, end):
             code = int(codes[i])
@@ -110,11 +114,10 @@ def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any
     for i in range(begin, end):
         byte = codes[i]
         first = start + 8 * (i - begin)
-        while byte:
+        if byte:
             for bit in range(8):  # faster than counting trailing zeros by hand
                 places[count] = first + bit
                 count += (byte >> bit) & 1
-            break
     return count
 
 
@@ -165,30 +168,30 @@ def _run(  # noqa: PLR0912 - a loop for each mode
     for block in range(len(blocks) - 1):
         rank = blocks[block, 2]
         count = _places(form, codes, blocks[block, 0], blocks[block + 1, 0], blocks[block, 1], places)
-        if mode in (0, 1, 5):
+        if mode in (_ADD, _SAVE_AND_ADD, _VALUES):
             _values(places, count, signs, blocks[block, 3], knob, rows, columns, length, factor, values)
-        if mode == 0:  # ADD
+        if mode == _ADD:
             for i in range(count):
                 at = places[i] - origin
                 element = target[at]
                 target[at] = _narrow(element, _widen(element) + values[i])
-        elif mode == 1:  # SAVE_AND_ADD
+        elif mode == _SAVE_AND_ADD:
             for i in range(count):
                 at = places[i] - origin
                 element = target[at]
                 other[rank + i] = element
                 target[at] = _narrow(element, _widen(element) + values[i])
-        elif mode == 2:  # SAVE
+        elif mode == _SAVE:
             for i in range(count):
                 other[rank + i] = target[places[i] - origin]
-        elif mode == 3:  # PUT_BACK
+        elif mode == _PUT_BACK:
             for i in range(count):
                 target[places[i] - origin] = other[rank + i]
-        elif mode == 4:  # ROUND
+        elif mode == _ROUND:
             for i in range(count):
                 at = places[i] - origin
                 target[at] = _narrow(target[at], other[places[i] - other_origin])
-        elif mode == 5:  # VALUES
+        elif mode == _VALUES:
             for i in range(count):
                 at = places[i] - origin
                 target[at] = _narrow(target[at], values[i])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.codecs import bits, gaps, plane
+from tswitch_format.errors import TswError
 from tswitch_format.switch.tensor import Switch
 
 BLOCK = 1024  # bytes of codes that a kernel's program begins and ends with: the table is 3 % of them
@@ -103,8 +104,16 @@ def stored_form(switch: Switch) -> Form:
 def pack_chunk(switch: Switch, form: Form, number: int) -> ChunkPlanes:
     """Decode one chunk of a whole switch as far as `form` needs."""
     entry = switch.entry
-    codes = entry.mask_packed(number) if form is Form.BITMAP else entry.mask_gap_bytes(number)
-    return ChunkPlanes(codes, entry.sign_packed(number), entry.mask_count(number), _blocks(form, codes))
+    count = entry.mask_count(number)
+    if form is Form.GAPS:
+        codes = entry.mask_gap_bytes(number)
+    else:
+        # A view of a mapping may change after it was checked, if somebody writes into the file: kernels trust what is here.
+        codes = entry.mask_packed(number).copy()
+        beyond = entry.chunk_elements(number) % 8
+        if bits.count_ones(codes) != count or (beyond and int(codes[-1]) >> beyond):
+            raise TswError(f"tensor {switch.name!r}: its file changed while it was read; files are never written into")
+    return ChunkPlanes(codes, entry.sign_packed(number), count, _blocks(form, codes))
 
 
 def _planes_of_slice(switch: Switch) -> Planes:

@@ -13,7 +13,8 @@ The modules, imports pointing down only:
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices
-    load, staging            file -> packed switches on a device, through pinned memory
+    load                     an open file, and lazy switches of it on a device
+    pipeline, staging        decoding in threads, and pinned memory to the device
     weights                  which tensors may be changed in place, and the checks of that
     kernels/                 what is done with active elements: plain torch, compiled for the CPU, Triton
     packed                   the planes of a switch as tensors

@@ -54,10 +54,16 @@ class Store:
         """Bytes that it holds, by device."""
         return add_sizes(self._buffers.values())
 
+    def clear(self) -> None:
+        """Give it all back."""
+        self._buffers.clear()
+
     def reserve(self, device: torch.device, dtype: torch.dtype, size: int) -> Tensor:
         """Room for `size` elements. What was there is lost."""
         found = self._buffers.get((device, dtype))
         if found is None or len(found) < size:
+            if found is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)  # other streams may still read what is let go
             self._buffers.pop((device, dtype), None)
             found = None  # before the new one is made
             found = self._buffers[device, dtype] = torch.empty(size, dtype=dtype, device=device)

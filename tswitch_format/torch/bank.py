@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,13 +61,14 @@ class SwitchBank:
 
     Threads: every method may be called from any thread; one waits for the other. `active` holds the bank until its block is
     over, so blocks of several threads follow one another. What a model computes while another thread calls `activate` is
-    undefined, so use `active` around it. `add` reads its file beside all that. On CUDA, work is queued on the current stream
-    of each device.
+    undefined, so use `active` around it. `add` reads its file beside all that. On CUDA, work is queued on the current streams
+    of the calling thread, which wait for what other threads' streams did through the bank before.
 
     What something else changed in place between two switches is noticed and refused, but for changes through `.data` and
     of inference tensors, which torch does not count.
 
-    Raises OptionError or CheckpointError for a model that cannot be switched.
+    Raises OptionError or CheckpointError for what is no model. Weights that cannot be changed in place, such as those that
+    require grad, are refused when an expert is added that would change them.
     """
 
     def __init__(self, model: nn.Module | Mapping[str, Tensor]) -> None:
@@ -76,7 +78,9 @@ class SwitchBank:
             self._weights.sampled(name)
         self._experts: dict[str, Expert] = {}
         self._current: dict[str, float] = {}
-        self._outer: list[dict[str, float]] = []  # what `active` blocks return to
+        self._blocks: list[_Block] = []  # of `active`, that are open
+        self._under_way = False  # whether a mixed batch is
+        self._events: dict[torch.device, torch.cuda.Event] = {}  # the last thing done on each CUDA device
         self._activation: Activation | None = None  # from before it is made until it is undone
         self._store = Store()
         self._mixed: MixedModel | None = None  # made when it is first used
@@ -125,52 +129,61 @@ class SwitchBank:
             staging_bytes=staging_bytes,
             threads=threads,
         )
-        with self._lock:
+        for device in self._weights.cuda_devices:  # so that it may be used on any stream
+            torch.cuda.current_stream(device).synchronize()
+        with self._using():
             self._check_new(name)
             self._experts[name] = expert
             self._mixed = None
 
     def remove(self, name: str) -> None:
         """Forget an expert. Raises UnknownNameError, or OptionError while it is active."""
-        with self._lock:
+        with self._using():
             self._expert(name)
-            if any(name in combination for combination in (self._current, *self._outer)):
+            if any(name in held for held in (self._current, *(block.before for block in self._blocks))):
                 raise OptionError(
                     f"bank: expert {name!r} is active, or a block returns to it; deactivate() before remove()"
                 )
+            self._finish()
             del self._experts[name]
             self._mixed = None
 
     def activate(self, combination: Combination) -> None:
         """Make the model this expert, or this sum of experts with coefficients, whatever it was before.
 
-        Everything is checked before anything changes; where it fails, the model is as it was. Raises UnknownNameError,
-        OptionError.
+        Everything is checked before anything changes; where it fails, the model is made what it was again, or, if that fails
+        too, the base. Raises UnknownNameError, OptionError.
         """
-        with self._lock:
-            wanted = self._wanted(combination)
-            if list(wanted.items()) == list(self._current.items()):
-                self._check_untouched(self._touched)
-            else:
-                self._switch(wanted)
+        with self._using():
+            self._activate(self._wanted(combination))
 
     def deactivate(self) -> None:
         """Make the model the base again, bit for bit."""
-        with self._lock:
+        with self._using():
             self._switch({})
 
     @contextmanager
     def active(self, combination: Combination) -> Iterator[None]:
-        """Activate for the length of a block, then what was active before. Other threads wait for the end of the block."""
-        with self._lock:
-            before = self._current
-            self._outer.append(before)
+        """Activate for the length of a block, then what was active before. Other threads wait for the end of the block; tasks
+        of asyncio cannot wait in one thread, so another task's block there is refused (OptionError)."""
+        with self._using():
+            block = _Block(self._current, _task())
+            self._blocks.append(block)
             try:
-                self.activate(combination)
+                self._activate(self._wanted(combination))
                 yield
-            finally:
-                self._outer.pop()
-                self._switch(before)
+            except BaseException as error:
+                try:
+                    self._leave(block)
+                except Exception as other:  # noqa: BLE001 - the block's own error says more
+                    error.add_note(f"and the bank could not be switched back: {other}")
+                raise
+            else:
+                self._leave(block)
+
+    def _leave(self, block: _Block) -> None:
+        self._blocks.remove(block)
+        self._activate(block.before)
 
     def forward_mixed(self, *args: Any, task_ids: TaskIds, **kwargs: Any) -> Any:
         """`model(*args, **kwargs)` for one batch, each row of which uses another expert; the model stays the base.
@@ -181,28 +194,47 @@ class SwitchBank:
 
         Raises OptionError while an expert is active, or for a model that cannot be run by rows; UnknownNameError.
         """
-        with self._lock:
-            return self._mixed_model()(*args, task_ids=task_ids, **kwargs)
+        with self._mixing() as model:
+            return model(*args, task_ids=task_ids, **kwargs)
 
     @contextmanager
     def mixed(self, task_ids: TaskIds) -> Iterator[None]:
         """The same for all calls of the model in a block, such as those that `model.generate` makes."""
-        with self._lock, self._mixed_model().using(task_ids):
+        with self._mixing() as model, model.using(task_ids):
             yield
 
-    def _mixed_model(self) -> MixedModel:
-        if self._current:
-            raise OptionError(
-                f"forward_mixed: expected the base, found {', '.join(self._current)} active; deactivate() first"
-            )
-        if not isinstance(self._weights.model, nn.Module):
-            raise OptionError(
-                f"forward_mixed: expected a bank of an nn.Module, found one of a {type(self._weights.model).__name__}"
-            )
-        if self._mixed is None:
-            experts = {name: expert.entries for name, expert in self._experts.items()}
-            self._mixed = MixedModel(self._weights.model, experts)
-        return self._mixed
+    @contextmanager
+    def _mixing(self) -> Iterator[MixedModel]:
+        with self._using():
+            if self._current:
+                raise OptionError(
+                    f"forward_mixed: expected the base, found {', '.join(self._current)} active; deactivate() first"
+                )
+            if not isinstance(self._weights.model, nn.Module):
+                raise OptionError(
+                    f"forward_mixed: expected a bank of an nn.Module, found one of a {type(self._weights.model).__name__}"
+                )
+            self._check_untouched({name for expert in self._experts.values() for name in expert.entries})
+            if self._mixed is None:
+                experts = {name: expert.entries for name, expert in self._experts.items()}
+                self._mixed = MixedModel(self._weights.model, experts)
+            self._under_way = True
+            try:
+                yield self._mixed
+            finally:
+                self._under_way = False
+
+    def release(self) -> None:
+        """Give back memory that is held for next times: for original values, and planes of `forward_mixed`.
+
+        Raises OptionError while an expert is active.
+        """
+        with self._using():
+            if self._current:
+                raise OptionError(f"bank: {', '.join(self._current)} is active; deactivate() before release()")
+            self._finish()
+            self._store.clear()
+            self._mixed = None
 
     def memory_report(self) -> MemoryReport:
         """What the bank holds beside the model."""
@@ -215,6 +247,30 @@ class SwitchBank:
 
     def __repr__(self) -> str:
         return f"<SwitchBank experts {self.experts} active {dict(self._current)}>"
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """The bank for this thread, with its devices: their current streams wait for what was done before, on whatever
+        streams that was."""
+        with self._lock:
+            if self._under_way:
+                raise OptionError("bank: a mixed batch is under way in this thread; wait until it is over")
+            if self._blocks and self._blocks[-1].task is not _task():
+                raise OptionError(
+                    "bank: another task of this thread has an `active` block open; let its block end first"
+                )
+            for device, event in self._events.items():
+                torch.cuda.current_stream(device).wait_event(event)
+            try:
+                yield
+            finally:
+                for device in self._weights.cuda_devices:
+                    self._events[device] = torch.cuda.current_stream(device).record_event()
+
+    def _finish(self) -> None:
+        """Wait until devices are done: memory that is let go may be given to others at once."""
+        for device in self._weights.cuda_devices:
+            torch.cuda.synchronize(device)
 
     def _expert(self, name: str) -> Expert:
         if not isinstance(name, str):
@@ -244,6 +300,12 @@ class SwitchBank:
     def _changes(self, wanted: Mapping[str, float]) -> list[Change]:
         return changes(self._weights, [(name, self._experts[name], wanted[name]) for name in wanted])
 
+    def _activate(self, wanted: dict[str, float]) -> None:
+        if list(wanted.items()) == list(self._current.items()):
+            self._check_untouched(self._touched)
+        else:
+            self._switch(wanted)
+
     def _switch(self, wanted: dict[str, float]) -> None:
         """From what is active to what is wanted. Whatever fails, and wherever an interrupt comes, what was active is made
         again; `_activation` always knows what to undo, for it is there before anything changes."""
@@ -270,12 +332,12 @@ class SwitchBank:
         self._current = wanted
 
     def _undo(self) -> None:
+        self._current = {}  # first: whatever interrupts this, nothing is taken for active that is not
         if self._activation is not None:
             try:
                 self._activation.undo()
             finally:
                 self._stamp_touched()
-        self._current = {}
         self._activation = None
         self._touched = []
 
@@ -295,6 +357,22 @@ class SwitchBank:
                 )
             if weight.requires_grad:
                 raise OptionError(f"bank: tensor {name!r} requires grad by now; call model.requires_grad_(False) first")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """A block of `active`: what it returns to, and the asyncio task that it belongs to, if any."""
+
+    before: dict[str, float]
+    task: object
+
+
+def _task() -> object:
+    """The asyncio task that runs in this thread, or None."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop here
+        return None
 
 
 def _stamp(tensor: Tensor) -> Stamp:

@@ -17,8 +17,8 @@ from tswitch_format.switch.base import file_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.torch.activation import add_sizes
-from tswitch_format.torch.load import load
 from tswitch_format.torch.packed import PackedSwitch
+from tswitch_format.torch.pipeline import load
 from tswitch_format.torch.staging import DEFAULT_BYTES, Staging
 from tswitch_format.torch.weights import ModelWeights, check_weight
 

@@ -3,42 +3,38 @@
     SwitchTensors    an open file: switches by name, many at once with `load`
     TorchSwitch      one of them, or a slice: delta, mask, sign, apply_, packed planes
 
-Threads read, verify and decode chunks as far as packed planes (`switch/planes.py`); these go to the device through
-`staging.py`, and only there become one number an element. What is made outlives the file.
+Chunks are decoded as far as packed planes (`switch/planes.py`); these go to the device (`pipeline.py`), and only there become
+one number an element. What is made outlives the file.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from tswitch_format._parallel import ordered_map, thread_count
+from tswitch_format._parallel import thread_count
 from tswitch_format.container.reader import Verify
 from tswitch_format.container.source import Backend
 from tswitch_format.errors import OptionError
 from tswitch_format.switch.apply import proper_coefficient
 from tswitch_format.switch.file import BaseInfo, SwitchFile
-from tswitch_format.switch.planes import ChunkPlanes, Mode, assemble, pack_chunk, planes, stored_form
+from tswitch_format.switch.planes import Mode
 from tswitch_format.switch.tensor import Switch
-from tswitch_format.torch.checkpoint import torch_dtype
+from tswitch_format.torch.checkpoint import dtype_of_tensor, torch_dtype
 from tswitch_format.torch.kernels import Job, backend_of, run
-from tswitch_format.torch.packed import HostSwitch, PackedSwitch
+from tswitch_format.torch.packed import PackedSwitch
+from tswitch_format.torch.pipeline import Loaded, load
 from tswitch_format.torch.staging import DEFAULT_BYTES, Staging
 from tswitch_format.torch.weights import changing, check_device, check_weight, raw
 
-Loaded = PackedSwitch | Tensor
-
-_CHUNKS = 4  # that a thread decodes at once
-
 
 class SwitchTensors:
-    """An open .tsw file whose switches become tensors on `device`. A context manager.
+    """An open .tsw file whose switches become tensors on `device`. A context manager; methods may be called from any thread.
 
     `staging_bytes`: pinned memory between host and CUDA device, in all. `threads`: that decode; chunks are small, so CPython's
     lock makes two slower than one (measured), and one overlaps with copying to the device. Raises FormatError for a bad
@@ -159,7 +155,9 @@ class TorchSwitch:
         if self.kind != "ternary":
             raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
         found = self._load()
-        return found if isinstance(found, PackedSwitch) else self.packed()
+        if not isinstance(found, PackedSwitch):
+            raise TypeError(f"{self.name!r}: {type(found).__name__} of a ternary entry")
+        return found
 
     def delta(self, coefficient: float = 1.0) -> Tensor:
         """What the switch adds: f32 (f64 for an F64 base), shape of the view."""
@@ -185,14 +183,17 @@ class TorchSwitch:
         """The tensor of a dense entry on the device, shape of the view."""
         self.host.check_dense()
         found = self._load()
-        return found if isinstance(found, Tensor) else self.data()
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{self.name!r}: {type(found).__name__} of a dense entry")
+        return found
 
     def apply_(self, weight: Tensor, coefficient: float = 1.0, *, check_base: bool = True) -> Tensor:
         """Change `weight` into the expert's, in place, without copies of it: base + coefficient * switch (spec section 10).
 
         `weight`: the base's elements on the switch's device, shape of the view, any strides of a matrix. `check_base`
         compares dtype and sampled digest (of whole tensors); without it other float types are taken too. Returns `weight`.
-        Raises BaseMismatchError or OptionError, FormatError for a damaged file; then nothing was changed.
+        Raises BaseMismatchError or OptionError, FormatError for a damaged file; then nothing was changed. An interrupt while
+        the kernel runs leaves it half done: `apply_` for models, and SwitchBank, undo that.
         """
         switch = self.host
         matrix = check_weight(switch, weight, self.device, check_base=check_base)
@@ -201,7 +202,9 @@ class TorchSwitch:
             with changing([weight]):
                 raw(weight).copy_(raw(data))
             return weight
-        coefficient = proper_coefficient(coefficient, switch.base.dtype, f"tensor {self.name!r}")
+        coefficient = proper_coefficient(
+            coefficient, dtype_of_tensor(weight) or switch.base.dtype, f"tensor {self.name!r}"
+        )
         if coefficient != 0:
             packed = self.packed()
             with changing([weight]):
@@ -213,43 +216,3 @@ class TorchSwitch:
 
     def __repr__(self) -> str:
         return f"<TorchSwitch {self.name!r} {self.kind} {list(self.shape)} task {self.task!r} on {self.device}>"
-
-
-def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str, Loaded]:
-    """Switches by name, packed or dense, on the device of `staging`. The first error ends it; nothing is kept then."""
-    found: dict[str, Loaded] = {}
-    try:
-        units = itertools.groupby(ordered_map(_decode, _units(switches), threads), key=lambda unit: unit[0])
-        for switch, parts in units:
-            found[switch.name] = _finish(switch, [piece for _, pieces in parts for piece in pieces], staging)
-        staging.finish()
-    except BaseException:
-        staging.abort()
-        raise
-    return found
-
-
-def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, range]]:
-    """What threads do: some chunks of a whole ternary switch, or at once what is small, sliced or dense."""
-    for switch in switches:
-        several = switch.kind == "ternary" and switch.is_whole and switch.chunk_count > 1
-        for first in range(0, switch.chunk_count, _CHUNKS) if several else (0,):
-            yield switch, range(first, min(first + _CHUNKS, switch.chunk_count)) if several else range(0)
-
-
-def _decode(unit: tuple[Switch, range]) -> tuple[Switch, list[Any]]:
-    switch, chunks = unit
-    if chunks:
-        form = stored_form(switch)
-        return switch, [pack_chunk(switch, form, chunk) for chunk in chunks]
-    return switch, [switch.data() if switch.kind == "dense" else planes(switch)]
-
-
-def _finish(switch: Switch, parts: list[Any], staging: Staging) -> Loaded:
-    if switch.kind == "dense":
-        (data,) = staging.send([parts[0]])
-        return data.view(torch_dtype(switch.target))
-    if isinstance(parts[0], ChunkPlanes):
-        parts = [assemble(stored_form(switch), switch.elements, parts)]
-    host = HostSwitch.of(switch, parts[0])
-    return host.packed(staging.send(host.arrays))

@@ -122,7 +122,6 @@ def chunk_codes(switch: PackedSwitch, chunk: int) -> Tensor:
     return switch.codes[int(switch.chunks[chunk, BYTE]) : int(switch.chunks[chunk + 1, BYTE])]
 
 
-def chunk_span(switch: PackedSwitch, chunk: int) -> tuple[int, int]:
-    """First flat element of a chunk and the one after its last."""
-    start = (switch.first_chunk + chunk) * lay.CHUNK
-    return start, min(start + lay.CHUNK, switch.elements)
+def chunk_start(switch: PackedSwitch, chunk: int) -> int:
+    """First flat element of a chunk."""
+    return (switch.first_chunk + chunk) * lay.CHUNK

@@ -6,6 +6,7 @@ Staging.finish   make the current stream wait for it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ class Staging:
     """
 
     def __init__(self, device: torch.device, nbytes: int = DEFAULT_BYTES, *, always: bool = False) -> None:
-        if nbytes < 2 * _LEAST:
-            raise OptionError(f"staging_bytes: expected at least {2 * _LEAST} bytes, found {nbytes}")
+        if not isinstance(nbytes, int) or nbytes < 2 * _LEAST:
+            raise OptionError(f"staging_bytes: expected at least {2 * _LEAST} bytes, found {nbytes!r}")
         self.device = device
         self._cuda = device.type == "cuda"
         self._direct = device.type == "cpu" and not always
@@ -39,6 +40,7 @@ class Staging:
         self._at = 0  # which buffer is being filled
         self._used = 0  # bytes of it
         self._waiting: list[tuple[Tensor, int, int]] = []  # device bytes, and their span in the buffer
+        self.lock = threading.Lock()  # of whoever sends and finishes
         self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._begun = False
 
@@ -53,6 +55,8 @@ class Staging:
             return [torch.from_numpy(array) for array in arrays]
         starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)])
         whole = torch.empty(int(starts[-1]), dtype=torch.uint8, device=self.device)
+        if self._stream is not None:  # it may be memory that kernels on the current stream are not done with yet
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         made = []
         for array, start in zip(arrays, starts, strict=False):
             place = whole[int(start) : int(start) + array.nbytes]
@@ -83,8 +87,6 @@ class Staging:
             self._buffers = [
                 torch.empty(self._half, dtype=torch.uint8, device="cpu", pin_memory=self._cuda) for _ in range(2)
             ]
-        if self._stream is not None:  # what was freed before on the current stream may be what we write to
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         self._begun = True
 
     def _flush(self) -> None:

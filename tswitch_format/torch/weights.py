@@ -54,6 +54,7 @@ class ModelWeights:
         self._tied: dict[str, list[tuple[str, Tensor]]] = {}
         for alias, name in self.reader.aliases.items():
             self._tied.setdefault(name, []).append((alias, tensors[alias]))
+        self._cuda_devices = {tensor.device for tensor in self._tensors.values() if tensor.is_cuda}
         self._sampled: dict[str, bytes] = {}
         rooms: dict[int, list[str]] = {}
         for name, tensor in self._tensors.items():
@@ -65,6 +66,11 @@ class ModelWeights:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
+
+    @property
+    def cuda_devices(self) -> set[torch.device]:
+        """CUDA devices that have some of the tensors."""
+        return self._cuda_devices
 
     def sampled(self, name: str) -> bytes:
         """Sampled digest of a tensor as it was when it was first asked for."""

@@ -1,31 +1,43 @@
 """What is done with the active elements of packed switches, on every device with the same bits.
 
-    job.py          Job: one mode, one target, one switch; checked shapes
-    reference.py    plain torch, any device: what the others are compared with, bit for bit
-    fused.py        Triton, CUDA (and its interpreter): unpacks, expands gaps, applies and saves in one pass
-    run             the fastest that can do it: `fused`, on the CPU the compiled loops of switch/compiled.py, else `reference`
+    run, add_rounded    with the fastest backend that can
+    job.py              Job: one mode, one target, one switch; checked shapes
+    choice.py           which backend that is
+    reference.py        plain torch, any device: what the others are compared with, bit for bit
+    compiled.py         the CPU: the compiled loops of switch/compiled.py, in threads
+    fused.py            CUDA: Triton; unpacks, expands gaps, applies and saves in one pass
+    rounded.py          several switches into f16 and bf16, for all of them
 
-Nothing here allocates more than buffers of the size of a chunk (2^20 elements).
+`run` allocates buffers of the size of a chunk (2^20 elements) at most, `add_rounded` see there; on CUDA the first jobs of a
+kind are measured to find the best block size, which takes at most 16 chunks twice and 256 MiB for a moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from tswitch_format import _layout as lay
-from tswitch_format.switch.planes import Mode
-from tswitch_format.torch.kernels import reference
+from tswitch_format.torch.kernels.choice import choose
 from tswitch_format.torch.kernels.job import Job
-from tswitch_format.torch.packed import PackedSwitch
+from tswitch_format.torch.kernels.rounded import Terms
 
-__all__ = ["Job", "add_rounded", "backend_of", "run"]
+__all__ = ["Backend", "Job", "add_rounded", "backend_of", "run"]
+
+
+class Backend(Protocol):
+    """What each backend's module has."""
+
+    __name__: str
+
+    def run(self, jobs: Sequence[Job], done: list[Job]) -> None:
+        """See `run` below."""
+
+    def add_rounded(self, matrix: Tensor, terms: Terms) -> None:
+        """See `add_rounded` below."""
 
 
 def run(jobs: Sequence[Job], done: list[Job] | None = None) -> None:
@@ -38,24 +50,12 @@ def run(jobs: Sequence[Job], done: list[Job] | None = None) -> None:
         _backend(device.type).run([job for job in jobs if job.target.device == device], done)
 
 
-def add_rounded(matrix: Tensor, terms: Sequence[tuple[PackedSwitch, float]]) -> None:
+def add_rounded(matrix: Tensor, terms: Terms) -> None:
     """Add several switches, each with its coefficient, in f32, and round once to the matrix's dtype, f16 or bf16.
 
-    Takes an f32 buffer of `PIECE` chunks, on the CPU one for each thread.
+    Takes f32 for 16 chunks (64 MiB), on the CPU for one a thread; and a copy of a matrix that is not contiguous.
     """
-    backend = _backend(matrix.device.type)
-    flat = matrix.reshape(-1)  # a copy where the weight is not contiguous
-    chunks = lay.chunks_of(flat.numel())
-
-    def add_piece(first: int) -> None:
-        stop = min(first + backend.PIECE, chunks)
-        origin = first * lay.CHUNK
-        sums = flat[origin : stop * lay.CHUNK].float()
-        parts = [(switch.part(first, stop), coefficient) for switch, coefficient in terms]
-        backend.run_here([Job(Mode.ADD, sums, part, coefficient, origin=origin) for part, coefficient in parts])
-        backend.run_here([Job(Mode.ROUND, matrix, part, other=sums, origin=origin) for part, _ in parts])
-
-    backend.each(add_piece, range(0, chunks, backend.PIECE))
+    _backend(matrix.device.type).add_rounded(matrix, terms)
 
 
 def backend_of(device: torch.device) -> str:
@@ -63,24 +63,6 @@ def backend_of(device: torch.device) -> str:
     return _backend(device.type).__name__.rpartition(".")[2]
 
 
-class _Backend(Protocol):
-    """What a backend's module has."""
-
-    __name__: str
-    PIECE: int
-
-    def run(self, jobs: Sequence[Job], done: list[Job]) -> None: ...
-
-    def run_here(self, jobs: Sequence[Job]) -> None: ...
-
-    def each(self, do: Callable[[int], None], parts: Sequence[int]) -> None: ...
-
-
 @cache
-def _backend(kind: str) -> _Backend:
-    """Extras are imported when they are first used."""
-    for device, package, name in (("cuda", "triton", "fused"), ("cpu", "numba", "compiled")):
-        if kind == device and find_spec(package):
-            found: _Backend = import_module(f"{__name__}.{name}")
-            return found
-    return reference
+def _backend(kind: str) -> Backend:
+    return cast(Backend, choose(__name__, kind))

@@ -17,6 +17,7 @@ from tswitch_format.switch import compiled
 from tswitch_format.switch.apply import Scale
 from tswitch_format.torch.kernels import reference
 from tswitch_format.torch.kernels.job import Job
+from tswitch_format.torch.kernels.rounded import Terms, piece_adder
 
 _T = TypeVar("_T")
 
@@ -100,8 +101,15 @@ def each(do: Callable[[_T], None], parts: Sequence[_T]) -> None:
         raise
 
 
-def run_here(jobs: Sequence[Job]) -> None:
-    """Do all jobs in order, in this thread."""
+def add_rounded(matrix: Tensor, terms: Terms) -> None:
+    """See `kernels.add_rounded`."""
+    add_piece, firsts = piece_adder(matrix, terms, PIECE, _run_here)
+    if firsts:
+        each(add_piece, firsts)
+
+
+def _run_here(jobs: Sequence[Job]) -> None:
+    """In this thread."""
     for job in jobs:
         if _takes(job):
             _do(job)

@@ -1,6 +1,6 @@
 """Triton, one launch a job: codes become places, ranks and signs, and the weights change, in one pass.
 
-    run                               do jobs (see job.py) on CUDA tensors; on CPU tensors where TRITON_INTERPRET is 1
+    run, add_rounded, probe           do jobs (see job.py) on CUDA tensors; on CPU tensors where TRITON_INTERPRET is 1
     _config                           how many codes at once and how many warps: measured on scratch memory, kept by the process
     _launch                           one job: what is constant for it, and the grid
     _kernel                           one block of the table (see switch/planes.py) for each program
@@ -36,6 +36,7 @@ from tswitch_format import _layout as lay
 from tswitch_format.switch.planes import BLOCK, Form, Mode
 from tswitch_format.torch.kernels import reference
 from tswitch_format.torch.kernels.job import Job
+from tswitch_format.torch.kernels.rounded import Terms, piece_adder
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 _FAR = 2**31 - 255 * BLOCK  # a row this long, and a block behind it, are beyond i32
@@ -62,6 +63,19 @@ def run(jobs: Sequence[Job], done: list[Job]) -> None:
             _run(list(group), done)
         else:
             reference.run(list(group), done)
+
+
+def add_rounded(matrix: Tensor, terms: Terms) -> None:
+    """See `kernels.add_rounded`."""
+    add_piece, firsts = piece_adder(matrix, terms, reference.PIECE, lambda jobs: run(jobs, []))
+    for first in firsts:
+        add_piece(first)
+
+
+def probe() -> None:
+    """Launch the smallest kernel there is: Triton needs a C compiler for that, and says so now."""
+    if torch.cuda.is_available():
+        _probe[(1,)](torch.zeros(1, device="cuda"))
 
 
 def _run(jobs: Sequence[Job], done: list[Job]) -> None:
@@ -144,6 +158,11 @@ def _launch(job: Job, width: int, warps: int, begun: Tensor, number: int) -> Non
         num_warps=warps,
         enable_fp_fusion=False,
     )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _probe(place: tl.tensor) -> None:
+    tl.store(place, 1.0)
 
 
 _FREE = ["knob", "coefficient", "length", "down", "along", "origin", "other_origin", "number"]  # no new kernel for a 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tswitch_format.switch.planes import Mode
@@ -49,8 +48,3 @@ def matrix_of(tensor: Tensor) -> Tensor | None:
     apart = (columns == 1 or along > 0) and (rows == 1 or down > 0)
     apart = apart and (down > (columns - 1) * along or along > (rows - 1) * down)
     return matrix if apart else None
-
-
-def compute_dtype_of(switch: PackedSwitch, target: Tensor) -> torch.dtype:
-    """The type that values are computed in: f64 for F64 weights, else f32 (spec section 10)."""
-    return torch.float64 if target.dtype == torch.float64 else torch.float32

@@ -7,18 +7,16 @@ signed_values       what is added to them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tswitch_format.switch.planes import RANK, SIGN, Form, Mode
 from tswitch_format.torch.kernels.job import Job
-from tswitch_format.torch.packed import PackedSwitch, chunk_codes, chunk_span
-
-_T = TypeVar("_T")
+from tswitch_format.torch.kernels.rounded import Terms, piece_adder
+from tswitch_format.torch.packed import PackedSwitch, chunk_codes, chunk_start
 
 PIECE = 16  # chunks that are summed at a time: 64 MiB
 
@@ -32,15 +30,11 @@ def run(jobs: Sequence[Job], done: list[Job]) -> None:
                 _run_chunk(part, done)
 
 
-def run_here(jobs: Sequence[Job]) -> None:
-    """Do all jobs in order."""
-    run(jobs, [])
-
-
-def each(do: Callable[[_T], None], parts: Sequence[_T]) -> None:
-    """Call it for every part."""
-    for part in parts:
-        do(part)
+def add_rounded(matrix: Tensor, terms: Terms) -> None:
+    """See `kernels.add_rounded`."""
+    add_piece, firsts = piece_adder(matrix, terms, PIECE, lambda jobs: run(jobs, []))
+    for first in firsts:
+        add_piece(first)
 
 
 def _run_chunk(job: Job, done: list[Job]) -> None:
@@ -75,7 +69,7 @@ def active_elements(switch: PackedSwitch, chunk: int) -> tuple[Tensor, Tensor]:
     """Flat elements (i64[m], ascending) of the active elements of a chunk of a switch or a part, and whether they are negative
     (bool[m])."""
     codes = chunk_codes(switch, chunk)
-    start, _ = chunk_span(switch, chunk)
+    start = chunk_start(switch, chunk)
     count = int(switch.chunks[chunk + 1, RANK] - switch.chunks[chunk, RANK])
     if switch.form is Form.BITMAP:
         elements = _bits(codes).nonzero().squeeze(1)

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tswitch_format.errors import OptionError, UnknownNameError
+from tswitch_format.torch.kernels.choice import choose
 from tswitch_format.torch.mixed import reference
 from tswitch_format.torch.mixed.planes import TaskPlanes, values_of
 from tswitch_format.torch.mixed.routing import Routing, TaskIds
@@ -97,12 +96,9 @@ class _Backend(Protocol):
 
 @cache
 def _backend(kind: str, dtype: torch.dtype) -> _Backend:
-    """Extras are imported when they are first used."""
-    for device, package, name in (("cuda", "triton", "fused"), ("cpu", "numba", "compiled")):
-        if kind == device and find_spec(package) and not (name == "fused" and dtype == torch.float64):
-            found: _Backend = import_module(f"tswitch_format.torch.mixed.{name}")
-            return found
-    return reference
+    if kind == "cuda" and dtype == torch.float64:
+        return reference
+    return cast(_Backend, choose("tswitch_format.torch.mixed", kind))
 
 
 class SwitchLinear(nn.Module):

@@ -1,0 +1,61 @@
+"""Switches of a file -> packed on a device: threads read, verify and decode while what is ready is copied."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tswitch_format._parallel import ordered_map
+from tswitch_format.switch.planes import ChunkPlanes, assemble, pack_chunk, planes, stored_form
+from tswitch_format.switch.tensor import Switch
+from tswitch_format.torch.checkpoint import torch_dtype
+from tswitch_format.torch.packed import HostSwitch, PackedSwitch
+from tswitch_format.torch.staging import Staging
+
+Loaded = PackedSwitch | Tensor
+
+_CHUNKS = 4  # that a thread decodes at once
+
+
+def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str, Loaded]:
+    """Switches by name, packed or dense, on the device of `staging`. The first error ends it; nothing is kept then."""
+    found: dict[str, Loaded] = {}
+    with staging.lock:
+        try:
+            units = itertools.groupby(ordered_map(_decode, _units(switches), threads), key=lambda unit: unit[0])
+            for switch, parts in units:
+                found[switch.name] = _finish(switch, [piece for _, pieces in parts for piece in pieces], staging)
+            staging.finish()
+        except BaseException:
+            staging.abort()
+            raise
+    return found
+
+
+def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, range]]:
+    """What threads do: some chunks of a whole ternary switch, or at once what is small, sliced or dense."""
+    for switch in switches:
+        several = switch.kind == "ternary" and switch.is_whole and switch.chunk_count > 1
+        for first in range(0, switch.chunk_count, _CHUNKS) if several else (0,):
+            yield switch, range(first, min(first + _CHUNKS, switch.chunk_count)) if several else range(0)
+
+
+def _decode(unit: tuple[Switch, range]) -> tuple[Switch, list[Any]]:
+    switch, chunks = unit
+    if chunks:
+        form = stored_form(switch)
+        return switch, [pack_chunk(switch, form, chunk) for chunk in chunks]
+    return switch, [switch.data() if switch.kind == "dense" else planes(switch)]
+
+
+def _finish(switch: Switch, parts: list[Any], staging: Staging) -> Loaded:
+    if switch.kind == "dense":
+        (data,) = staging.send([parts[0]])
+        return data.view(torch_dtype(switch.target))
+    if isinstance(parts[0], ChunkPlanes):
+        parts = [assemble(stored_form(switch), switch.elements, parts)]
+    host = HostSwitch.of(switch, parts[0])
+    return host.packed(staging.send(host.arrays))
