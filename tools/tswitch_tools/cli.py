@@ -14,7 +14,9 @@ from tswitch_format.errors import OptionError, TswError
 from tswitch_tools.commands.bundle import bundle, extract, repack
 from tswitch_tools.commands.diff import diff
 from tswitch_tools.commands.digest import digest
+from tswitch_tools.commands.export import export
 from tswitch_tools.commands.failure import Failure, Misuse
+from tswitch_tools.commands.import_ import import_
 from tswitch_tools.commands.info import info
 from tswitch_tools.commands.pack import pack
 from tswitch_tools.commands.restore import restore
@@ -24,6 +26,7 @@ _GROUPS: Mapping[str, Sequence[click.Command]] = {
     "Experts to files and back": (pack, restore),
     "Look and check": (info, validate, diff, digest),
     "Files to files": (bundle, extract, repack),
+    "Other people's files": (import_, export),
 }
 
 

@@ -1,4 +1,4 @@
-"""A progress bar on standard error: bytes, rate and remaining time. Only on a terminal: pipes and logs stay clean."""
+"""A progress bar on standard error: what is done, and the remaining time. Only on a terminal: pipes and logs stay clean."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 @contextmanager
-def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """What the library takes as `progress`: a function of bytes done and in all, or None where nobody would look."""
+def progress_bar(
+    label: str, *, quiet: bool = False, unit: str = "bytes"
+) -> Iterator[Callable[[int, int], None] | None]:
+    """What the library takes as `progress`: a function of bytes, or of what `unit` says, done and in all; None where nobody
+    would look."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    counted = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counted, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
 

@@ -12,6 +12,21 @@ PATH = click.Path(path_type=Path, readable=False)  # that a file cannot be read 
 
 output = click.option("-o", "--out", "out", required=True, type=PATH, metavar="OUT", help="What to write.")
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores if left out.")
+
+
+def _base_id(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str | None, str | None]:
+    """ID or ID@REV; an id has no @."""
+    if value is None:
+        return None, None
+    name, at, revision = value.partition("@")
+    if not name or (at and not revision):
+        raise click.BadParameter(f"expected ID or ID@REVISION, found {value!r}")
+    return name, revision or None
+
+
+base_id = click.option(
+    "--base-id", callback=_base_id, metavar="ID@REV", help="Where the base is found, e.g. org/model@main."
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -13,16 +13,6 @@ from tswitch_tools.progress import progress_bar
 from tswitch_tools.text import printable, rounded, size
 
 
-def _base_id(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str | None, str | None]:
-    """ID or ID@REV; an id has no @."""
-    if value is None:
-        return None, None
-    name, at, revision = value.partition("@")
-    if not name or (at and not revision):
-        raise click.BadParameter(f"expected ID or ID@REVISION, found {value!r}")
-    return name, revision or None
-
-
 def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
@@ -89,7 +79,7 @@ def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     show_default=True,
     help="Smallest, or ready to be mapped into memory.",
 )
-@click.option("--base-id", callback=_base_id, metavar="ID@REV", help="Where the base is found, e.g. org/model@main.")
+@options.base_id
 @click.option(
     "--meta", callback=_metadata, multiple=True, metavar="KEY=VALUE", help="A remark on the file. Repeatable."
 )

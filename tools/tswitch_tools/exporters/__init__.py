@@ -1,0 +1,70 @@
+"""A task of a .tsw file -> other people's files: one small module a format.
+
+    formats             all exporters
+    find                the one of a name
+    refuse, problem_of  what a format cannot hold
+
+To add one: as an importer, CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from tswitch_format import Switch, SwitchFile
+from tswitch_format.errors import OptionError
+
+_MODULES = ("bitdelta", "tswitch_authors")
+
+
+class Exporter(Protocol):
+    """What a module here has."""
+
+    __name__: str
+    NAME: str  # for --to
+    SUMMARY: str  # what is written, and what such files cannot hold
+
+    def convert(self, file: SwitchFile, task: str, out: Path) -> Sequence[str]:
+        """Write one task to `out`, a file or a folder that appears whole or not at all. Returns remarks for the user on what
+        the format does not keep. Raises TswError; then nothing is written."""
+        ...
+
+
+def formats() -> Sequence[Exporter]:
+    """All exporters."""
+    return [import_module(f"{__name__}.{name}") for name in _MODULES]
+
+
+def find(name: str) -> Exporter:
+    """The exporter of that name. Raises OptionError."""
+    known = formats()
+    for exporter in known:
+        if name == exporter.NAME:
+            return exporter
+    raise OptionError(
+        f"to: expected one of {', '.join(e.NAME for e in known)}, found {name!r}; see 'tsw export --list'"
+    )
+
+
+def refuse(file: SwitchFile, task: str, problems: Mapping[str, str]) -> None:
+    """Raise OptionError for the first of the tensors that a format cannot hold, each with what is wrong and what to do."""
+    for name, problem in problems.items():
+        more = f"; it is the first of {len(problems)} such tensors" if len(problems) > 1 else ""
+        raise OptionError(f"{file.path}: task {task!r}: tensor {name!r}: {problem}{more}")
+
+
+def problem_of(file: SwitchFile, switch: Switch) -> str | None:
+    """What no format here can hold of a switch or a removed tensor, or None."""
+    if switch.kind == "removed":
+        return "expected a tensor that the expert has, found a removed one; use 'tsw restore'"
+    if switch.row_factors is not None or switch.column_factors is not None:
+        return (
+            "expected a knob only, found factors of rows or columns; pack with --knob-per tensor, or use 'tsw restore'"
+        )
+    base = file.base.spec(switch.name).dtype.name
+    if switch.dtype != base:
+        return f"expected the base's type {base}, found {switch.dtype}; convert the expert, then pack it anew"
+    return None
