@@ -241,9 +241,11 @@ def measure_bytes(result: common.Result, title: str, work: Workload) -> None:
     expert = sum(tensor.nbytes for tensor in work.expert.values())
     packed = sum(work.bank.memory_report().experts["a"].values())
     with torch.inference_mode():
+        work.bank.release()  # as if nothing had been active before
         peak = _peak_beside(work, lambda: work.bank.activate("a"))
         kept = sum(work.bank.memory_report().kept.values())
         work.bank.deactivate()
+        work.bank.release()
         mixed = _peak_beside(work, lambda: work.bank.activate({"a": 0.6, "b": 0.4}))
         work.bank.deactivate()
     table = result.table(f"{title}: bytes", "what", "bytes", "% of the full expert", "bound %", "met")

@@ -179,3 +179,11 @@ def test_the_tools_use_public_modules_only() -> None:
         if found.split(".")[0] == "tswitch_format" and any(part.startswith("_") for part in found.split("."))
     ]
     assert not private
+
+
+def test_the_public_names_of_the_torch_floor_are_these() -> None:
+    torch_floor = pytest.importorskip("tswitch_format.torch")
+    pytest.importorskip("torch")
+    names = ["MemoryReport", "SwitchBank", "SwitchLinear", "SwitchTensors", "TorchSwitch", "apply_", "open"]
+    assert list(torch_floor.__all__) == names
+    assert all(getattr(torch_floor, name) for name in names)

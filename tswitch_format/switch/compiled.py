@@ -153,9 +153,15 @@ def _values(
         for i in range(count):
             values[i] *= factor
     bits = values.view(np.uint32)
-    for i in range(count):
-        at = sign + i
-        bits[i] ^= np.uint32((signs[at >> 3] >> (at & 7)) & 1) << np.uint32(31)
+    i = 0
+    at = sign
+    while i < count:  # a byte of signs at a time
+        byte = np.uint32(signs[at >> 3]) >> np.uint32(at & 7)
+        some = min(8 - (at & 7), count - i)
+        for k in range(some):
+            bits[i + k] ^= np.uint32((byte >> k) & 1) << np.uint32(31)
+        i += some
+        at += some
 
 
 @njit(nogil=True, cache=True)
