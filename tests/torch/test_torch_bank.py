@@ -1211,10 +1211,11 @@ def test_interrupts_at_random_times(tmp_path: Path) -> None:
     bank = filled(model, found)
     known: dict[tuple[tuple[str, float], ...], dict[str, bytes]] = {(): bits(base)}
     seconds = 0.0
-    for wanted in combinations * 2:
+    for number, wanted in enumerate(combinations * 2):
         began = time.perf_counter()
         bank.activate(wanted)
-        seconds = max(seconds, time.perf_counter() - began)
+        if number >= len(combinations):  # the first ones compile
+            seconds = max(seconds, time.perf_counter() - began)
         known[tuple(wanted.items())] = bits(model)
     armed = False
 
@@ -1233,8 +1234,10 @@ def test_interrupts_at_random_times(tmp_path: Path) -> None:
                 signal.setitimer(signal.ITIMER_REAL, max(1e-5, rng.random() * seconds))
                 bank.activate(combinations[1 - turn % 2])
                 armed = False
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, RuntimeError) as error:
                 armed = False
+                # An interrupt inside of Condition.wait comes out of CPython 3.11 as "cannot release un-acquired lock".
+                assert isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
                 interrupted += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
             assert bits(model) == known[tuple(bank.current.items())], turn

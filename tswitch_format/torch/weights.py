@@ -7,9 +7,9 @@ changing         the block in which tensors are changed
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -254,16 +254,25 @@ def sampled_digest_of(tensor: Tensor) -> bytes:
     return sampled_digest(tensor.numel() * tensor.element_size(), read)
 
 
-@contextlib.contextmanager
-def changing(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Change these tensors inside. Autograd then knows that they changed, also where kernels wrote behind its back."""
-    try:
-        with (
-            torch.inference_mode()
-        ):  # the only mode that may change inference tensors; others may be changed in it as well
-            yield
-    finally:
-        for tensor in tensors:
+class changing:  # noqa: N801 - a block, as contextlib's are
+    """Change these tensors inside. Autograd then knows that they changed, also where kernels wrote behind its back.
+
+    No generator: one that an interrupt leaves behind would end its block, and count a change, when it is collected.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        # The only mode that may change inference tensors; others may be changed in it as well.
+        self._mode = torch.inference_mode()
+
+    def __enter__(self) -> None:
+        self._mode.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mode.__exit__(kind, error, trace)
+        for tensor in self._tensors:
             if not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
 
