@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -70,35 +70,46 @@ def _run(jobs: Sequence[Job], done: list[Job]) -> None:
 def each(do: Callable[[_T], None], parts: Sequence[_T]) -> None:
     """Call it for every part, in threads. When this returns, or raises, none of them is running.
 
-    The pool alone does not promise that: an interrupt while it starts a thread leaves one that it does not know of.
+    Threads of our own and no pool: an interrupt while a pool starts one leaves a thread that it does not know of, which goes
+    on meanwhile and keeps the process from ending.
     """
     gate = threading.Condition()
+    left = deque(parts)
+    errors: list[BaseException] = []
     running = 0
-    stopped = False
 
-    def do_here(part: _T) -> None:
+    def work() -> None:
         nonlocal running
-        with gate:
-            if stopped:
-                return
-            running += 1
-        try:
-            with torch.inference_mode():  # a thread begins without, and then may not change inference tensors
-                do(part)
-        finally:
+        while True:
             with gate:
-                running -= 1
-                gate.notify_all()
+                if not left:
+                    return
+                part = left.popleft()
+                running += 1
+            try:
+                with torch.inference_mode():  # a thread begins without, and then may not change inference tensors
+                    do(part)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                with gate:
+                    errors.append(error)
+                    left.clear()
+            finally:
+                with gate:
+                    running -= 1
+                    gate.notify_all()
 
     try:
-        with ThreadPoolExecutor(min(torch.get_num_threads(), len(parts)), thread_name_prefix="tsw") as pool:
-            for future in [pool.submit(do_here, part) for part in parts]:
-                future.result()
+        for _ in range(min(torch.get_num_threads(), len(parts))):
+            threading.Thread(target=work, name="tsw", daemon=True).start()
+        with gate:
+            gate.wait_for(lambda: not left and not running)
     except BaseException:
         with gate:
-            stopped = True
-            gate.wait_for(lambda: running == 0)
+            left.clear()
+            gate.wait_for(lambda: not running)
         raise
+    if errors:
+        raise errors[0]
 
 
 def add_rounded(matrix: Tensor, terms: Terms) -> None:
