@@ -1,7 +1,9 @@
-"""Host arrays -> tensors on a device. On CUDA through two pinned buffers: one is filled while the other is copied.
+"""Host arrays -> tensors on a device.
 
-Staging.send     begin to move some arrays; their tensors, whose content is there after `finish`
-Staging.finish   make the current stream wait for it
+    Staging.send     begin to move some arrays; their tensors, whose content is there after `finish`
+    Staging.finish   make the current stream wait for it
+
+On CUDA they go through two pinned buffers: one is filled while the other is copied.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _ALIGNMENT = 16  # bytes, of each array on the device
 class Staging:
     """Moves arrays to `device`. `nbytes`: pinned memory for both buffers together; on the CPU none is used.
 
-    `always` uses the buffers, not pinned, on the CPU too: so tests reach them without a GPU. Not thread-safe.
+    `always` uses the buffers, not pinned, on the CPU too: so tests reach them without a GPU. Not thread-safe: hold `lock`
+    from the first `send` to `finish` or `abort`.
     """
 
     def __init__(self, device: torch.device, nbytes: int = DEFAULT_BYTES, *, always: bool = False) -> None:

@@ -1,8 +1,11 @@
 """May this tensor be changed in place? The checks that every way of applying shares, and the frame around a change.
 
-check_device     a device that is there
-check_weight     one tensor for one switch: its matrix (see kernels/job.py)
-changing         the block in which tensors are changed
+    ModelWeights     the tensors of a model or a mapping by name, tied ones once
+    check_device     a device that is there
+    check_weight     one tensor for one switch: its matrix (see kernels/job.py)
+    changing         the block in which tensors are changed
+
+Nothing here changes a weight.
 """
 
 from __future__ import annotations

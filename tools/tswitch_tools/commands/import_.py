@@ -46,13 +46,7 @@ def _list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.option("--scales", type=options.PATH, metavar="FILE", help="Knobs by name: JSON, or a .pt file of tensors.")
 @click.option("--knob", type=float, metavar="X", help="One knob for all tensors.")
 @click.option("--task", metavar="NAME", help="Name of the task, or which of several to take. [default: task, or all]")
-@click.option(
-    "--profile",
-    type=click.Choice(["archive", "mapped"]),
-    default="archive",
-    show_default=True,
-    help="Smallest, or ready to be mapped into memory.",
-)
+@options.profile
 @options.base_id
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="Show the formats, and do nothing."

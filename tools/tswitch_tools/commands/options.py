@@ -27,6 +27,13 @@ def _base_id(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 base_id = click.option(
     "--base-id", callback=_base_id, metavar="ID@REV", help="Where the base is found, e.g. org/model@main."
 )
+profile = click.option(
+    "--profile",
+    type=click.Choice(["archive", "mapped"]),
+    default="archive",
+    show_default=True,
+    help="Smallest, or ready to be mapped into memory.",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

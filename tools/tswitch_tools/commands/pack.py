@@ -72,13 +72,7 @@ def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     show_default=True,
     help="Tensors with NaN or infinity: refuse, or store whole.",
 )
-@click.option(
-    "--profile",
-    type=click.Choice(["archive", "mapped"]),
-    default="archive",
-    show_default=True,
-    help="Smallest, or ready to be mapped into memory.",
-)
+@options.profile
 @options.base_id
 @click.option(
     "--meta", callback=_metadata, multiple=True, metavar="KEY=VALUE", help="A remark on the file. Repeatable."
