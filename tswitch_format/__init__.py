@@ -12,7 +12,7 @@ The floors, imports pointing down only:
     3 switch/       what a switch means: select, scale, pack, apply, restore
     2 container/    the file: records, index, reader, writer, verification
     1 codecs/       bytes <-> arrays
-    0 _layout, _dtypes, _checksum, _parallel, atomic, checkpoint, errors, rules
+    0 _layout, _dtypes, _checksum, _parallel, _closing, atomic, checkpoint, errors, rules
 """
 
 from tswitch_format._layout import FORMAT_VERSION

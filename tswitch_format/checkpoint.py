@@ -26,12 +26,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tswitch_format._closing import Closing
 from tswitch_format._dtypes import DTYPE_BY_NAME, DTYPES, DType, dtype_of_array
 from tswitch_format.errors import CheckpointError
 
@@ -210,7 +210,7 @@ def _plugins(group: str) -> list[Any]:
     return [point.load() for point in sorted(entry_points(group=group), key=lambda p: p.name)]
 
 
-class ArrayCheckpoint:
+class ArrayCheckpoint(Closing):
     """A mapping of name to NumPy array as a checkpoint. Arrays that are views of the same memory are tied."""
 
     location = "the mapping of arrays"
@@ -253,11 +253,3 @@ class ArrayCheckpoint:
 
     def close(self) -> None:
         """Nothing to release."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

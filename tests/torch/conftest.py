@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch_models import DEVICES
 
 CUDA = torch.cuda.is_available()
 if not CUDA:  # Triton reads it when it is imported, which only kernels do
@@ -16,3 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_models import (
-    DEVICES,
     GOLDEN,
     NEEDS_CUDA,
     TORCH,
@@ -43,11 +42,6 @@ from tswitch_format.torch.kernels import reference
 pytestmark = pytest.mark.filterwarnings("error")
 
 DENSE = ["wide.bias", "norm.num_batches_tracked", "brain.bias"]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

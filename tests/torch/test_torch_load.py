@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch_models import (
-    DEVICES,
     GOLDEN,
     NEEDS_CUDA,
     SHAPES,
@@ -53,11 +52,6 @@ FEW_BITS = ("F4", "F6_E2M3", "F6_E3M2")  # that torch lacks
 LARGE = 100_000  # elements of a tensor for which fewer cases are enough
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")

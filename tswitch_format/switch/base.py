@@ -49,38 +49,6 @@ def _stored_as(info: BaseInfo, reader: CheckpointReader, name: str) -> str | Non
     return found
 
 
-def check_base(
-    info: BaseInfo,
-    reader: CheckpointReader,
-    *,
-    digests: bool,
-    full: bool = False,
-    any_float: bool = False,
-    dtype_advice: str = "",
-    added: Container[str] = (),
-    sampled: Sampled | None = None,
-) -> None:
-    """Raise BaseMismatchError, naming the first tensor that differs, unless `reader` is the base of `info`.
-
-    Names, dtypes and shapes always; with `digests` also the sampled digests; with `full` the SHA-256 of every tensor.
-    `any_float` takes another float type for a recorded one; `dtype_advice` is what to do where that is the difference.
-    `added`: names that the base need not have, since tasks add them, but a model in memory may.
-    `sampled` gives the sampled digest of a tensor of `reader.specs` where it need not be read anew.
-    """
-    problems = base_problems(
-        info,
-        reader,
-        digests=digests,
-        full=full,
-        any_float=any_float,
-        dtype_advice=dtype_advice,
-        added=added,
-        sampled=sampled,
-    )
-    for problem in problems:
-        raise problem
-
-
 def base_problems(
     info: BaseInfo,
     reader: CheckpointReader,
@@ -92,7 +60,13 @@ def base_problems(
     added: Container[str] = (),
     sampled: Sampled | None = None,
 ) -> Iterable[BaseMismatchError]:
-    """Every way in which `reader` is not the base of `info`."""
+    """Every way in which `reader` is not the base of `info`, to be raised or reported.
+
+    Names, dtypes and shapes always; with `digests` also the sampled digests; with `full` the SHA-256 of every tensor.
+    `any_float` takes another float type for a recorded one; `dtype_advice` is what to do where that is the difference.
+    `added`: names that the base need not have, since tasks add them, but a model in memory may. `sampled` gives the sampled
+    digest of a tensor of `reader.specs` where it need not be read anew.
+    """
     sampled = sampled or (lambda name: sampled_digest(reader.specs[name].nbytes, _reading(reader, name)))
     origin = f" ({'@'.join(part for part in (info.id, info.revision) if part)})" if info.id else ""
     fix = f"give the base that the file was made from{origin}"

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from tswitch_format._closing import Closing
 from tswitch_format._layout import MAJOR
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container.reader import Container, Verify
@@ -71,7 +70,7 @@ class BaseInfo:
             raise UnknownNameError("tensor", name, self.tensor_list.names, where="the base") from None
 
 
-class SwitchFile:
+class SwitchFile(Closing):
     """An open .tsw file. A context manager; all methods may be called from several threads at once.
 
     Raises FormatError for a bad file, TswError for one that cannot be read.
@@ -164,14 +163,6 @@ class SwitchFile:
     def close(self) -> None:
         """Release the file. Arrays that were given out stay valid, switches do not."""
         self.container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SwitchFile {str(self.path)!r} {self.profile} tasks {self.tasks}>"

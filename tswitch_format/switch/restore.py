@@ -26,8 +26,7 @@ from tswitch_format.checkpoint import (
 )
 from tswitch_format.errors import CheckpointError, OptionError, TswError
 from tswitch_format.switch.apply import apply_chunk, proper_coefficient, signed_values
-from tswitch_format.switch.base import check_base as check
-from tswitch_format.switch.base import file_name, stored_name
+from tswitch_format.switch.base import base_problems, file_name, stored_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 
@@ -80,7 +79,8 @@ def restore(
     with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
         chosen = _chosen(file, tasks)
         check_output(out, (*reader.paths, file.path))
-        check(file.base, reader, digests=check_base)
+        for problem in base_problems(file.base, reader, digests=check_base):
+            raise problem
         outputs = _plan(file, reader, chosen)
         metadata: dict[str, str] = {}
         for name, _ in chosen:

@@ -12,8 +12,7 @@ from torch import Tensor
 from tswitch_format._parallel import thread_count
 from tswitch_format.container.source import Backend
 from tswitch_format.errors import OptionError, near_names
-from tswitch_format.switch.base import check_base as check
-from tswitch_format.switch.base import file_name
+from tswitch_format.switch.base import base_problems, file_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.torch.activation import add_sizes
@@ -70,7 +69,7 @@ def load_expert(
         names = file.keys(task)  # an error that names them where it must be told which
         task = task if task is not None else file.tasks[0]
         advice = 'load the model in that dtype (dtype="auto" in transformers), or pass check_base=False to go on'
-        check(
+        problems = base_problems(
             file.base,
             weights.reader,
             digests=check_base,
@@ -79,6 +78,8 @@ def load_expert(
             added={name for each in file.tasks for name in file.keys(each)},
             sampled=weights.sampled,
         )
+        for problem in problems:
+            raise problem
         chosen = _pair(file, names, task, weights)
         weights.check_alone(chosen)
         matrices = {}

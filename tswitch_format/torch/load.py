@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 
+from tswitch_format._closing import Closing
 from tswitch_format._parallel import thread_count
 from tswitch_format.container.reader import Verify
 from tswitch_format.container.source import Backend
@@ -33,7 +32,7 @@ from tswitch_format.torch.staging import DEFAULT_BYTES, Staging
 from tswitch_format.torch.weights import changing, check_device, check_weight, raw
 
 
-class SwitchTensors:
+class SwitchTensors(Closing):
     """An open .tsw file whose switches become tensors on `device`. A context manager; methods may be called from any thread.
 
     `staging_bytes`: pinned memory between host and CUDA device, in all. `threads`: that decode; chunks are small, so CPython's
@@ -102,14 +101,6 @@ class SwitchTensors:
     def close(self) -> None:
         """Release the file. Tensors stay valid, switches do not."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SwitchTensors {str(self.file.path)!r} {self.file.profile} tasks {self.tasks} on {self.device}>"
