@@ -53,6 +53,8 @@ def document(**parts: Any) -> bytes:
         "writer": "",
     }
     whole |= parts
+    if "shared" in whole:
+        whole["shared"] = dict(sorted(whole["shared"].items()))
     packed: bytes = msgpack.packb({key: whole[key] for key in sorted(whole)})
     return packed
 
@@ -223,7 +225,7 @@ def every_entry_wrong() -> bytes:
     """A million entries that each break several rules."""
     base = tensors(_numbered(250), shape=(0,), aliases={})
     entries = _ternary(250)
-    entries["knob"], entries["active"], entries["reserved"], entries["flags"] = np.nan, 5, 7, 0xF8
+    entries["knob"], entries["active"], entries["vector"], entries["flags"] = np.nan, 5, 7, 0xF8
     none = np.zeros(0, lay.SEGMENT)
     return sealed(document(base=base, tasks=[task(str(number), entries, none) for number in range(4096)]))
 
@@ -345,6 +347,112 @@ def everything_at_once() -> bytes:
     return sealed(document(**parts, metadata=texts))
 
 
+def _vectors(names: list[bytes], *, chunks: int = 0, shape: tuple[int, ...] = (0,)) -> dict[str, Any]:
+    """Shared vectors of these names; their digests count up, so that those of one name are in order."""
+    shared = tensors(names, dtype=10, shape=shape)
+    records = np.frombuffer(shared["tensors"], lay.TENSOR).copy()
+    records["flags"] = lay.HAS_SHA256
+    digests = np.zeros((len(names), 32), np.uint8)
+    digests[:, :4] = np.arange(len(names), dtype=">u4").view(np.uint8).reshape(-1, 4)
+    records["sha256"] = digests.view("V32").reshape(-1)
+    segments = np.zeros(chunks, lay.SEGMENT)
+    segments["offset"], segments["count"] = lay.FRAME, lay.CHUNK
+    segments["role"], segments["codec"] = lay.Role.DATA, lay.Codec.RAW
+    roles = bytes([lay.SharedRole.VECTOR]) * len(names)
+    return {**shared, "tensors": records.tobytes(), "roles": roles, "segments": segments.tobytes()}
+
+
+def _masked(tensors_and_vectors: int, *, by: int = 0) -> np.ndarray[Any, Any]:
+    """An entry for each tensor with the vector of that number, or one `by` further."""
+    entries = _ternary(tensors_and_vectors)
+    entries["kind"] = lay.Kind.MASKED
+    entries["vector"] = (np.arange(tensors_and_vectors) + by) % tensors_and_vectors
+    return entries
+
+
+_NO_SEGMENTS = np.zeros(0, lay.SEGMENT)
+
+
+def most_vectors_of_one_name() -> bytes:
+    """Many vectors of one tensor, told apart by their digests, of which one is used."""
+    base = tensors([b"w"], shape=(0,), aliases={})
+    shared = _vectors([b"w"] * 700_000)
+    return sealed(document(base=base, shared=shared, tasks=[task("t", _masked(1), _NO_SEGMENTS)]))
+
+
+def vectors_of_one_name_descend() -> bytes:
+    """The same, but each digest is below the one before."""
+    base = tensors([b"w"], shape=(0,) * 16, aliases={})
+    shared = _vectors([b"w"] * 300_000, shape=(0,) * 16)
+    records = np.frombuffer(shared["tensors"], lay.TENSOR)[::-1]
+    shared["tensors"] = records.tobytes()
+    return sealed(document(base=base, shared=shared, tasks=[task("t", _masked(1), _NO_SEGMENTS)]))
+
+
+def most_vectors() -> bytes:
+    """Many tensors, each with a vector and a masked entry."""
+    names = _numbered(250_000)
+    base = tensors(names, shape=(0,), aliases={})
+    return sealed(document(base=base, shared=_vectors(names), tasks=[task("t", _masked(len(names)), _NO_SEGMENTS)]))
+
+
+def vectors_of_other_tensors() -> bytes:
+    """The same, but each entry has the vector of the tensor after its own."""
+    names = _numbered(250_000)
+    base = tensors(names, shape=(0,), aliases={})
+    entries = _masked(len(names), by=1)
+    return sealed(document(base=base, shared=_vectors(names), tasks=[task("t", entries, _NO_SEGMENTS)]))
+
+
+def vectors_of_no_tensor() -> bytes:
+    """Vectors of half as many names that the base has not, beside those that it has."""
+    names = _numbered(300_000)
+    base = tensors(names[::2], shape=(0,), aliases={})
+    return sealed(document(base=base, shared=_vectors(names), tasks=[task("t", _masked(1), _NO_SEGMENTS)]))
+
+
+def vectors_of_other_shapes() -> bytes:
+    """Vectors of 16 dimensions of which the last one is another than the tensor's."""
+    names = _numbered(100_000)
+    base = tensors(names, shape=(0,) * 15 + (1,), aliases={})
+    shared = _vectors(names, shape=(0,) * 15 + (2,))
+    return sealed(document(base=base, shared=shared, tasks=[task("t", _masked(len(names)), _NO_SEGMENTS)]))
+
+
+def most_masks() -> bytes:
+    """4,096 tasks of 250 masked entries each, over 250 vectors."""
+    names = _numbered(250)
+    base = tensors(names, shape=(0,), aliases={})
+    entries = _masked(250)
+    tasks = [task(str(number), entries, _NO_SEGMENTS) for number in range(4096)]
+    return sealed(document(base=base, shared=_vectors(names), tasks=tasks))
+
+
+def every_mask_wrong() -> bytes:
+    """The same, and each entry breaks several rules."""
+    names = _numbered(250)
+    base = tensors(names, shape=(0,), aliases={})
+    entries = _masked(250, by=3)
+    entries["knob"], entries["active"], entries["flags"], entries["factor_dtype"] = np.nan, 5, 0xFE, 9
+    tasks = [task(str(number), entries, _NO_SEGMENTS) for number in range(4096)]
+    return sealed(document(base=base, shared=_vectors(names), tasks=tasks))
+
+
+def most_segments_of_a_vector() -> bytes:
+    """A vector and a mask of 1.39 million chunks each, without a byte: in every chunk the length is wrong."""
+    chunks = 1_390_000
+    shape = (chunks * lay.CHUNK,)
+    shared = _vectors([b"w"], chunks=chunks, shape=shape)
+    base = tensors([b"w"], shape=shape, aliases={})
+    return sealed(document(base=base, shared=shared, tasks=[task("t", _masked(1), _zeros(chunks)[:chunks])]))
+
+
+def empty_shared_arrays() -> bytes:
+    """Shared arrays of no tensor, with 60 MiB of roles."""
+    shared = {**_EMPTY, "roles": bytes([lay.SharedRole.VECTOR]) * (60 << 20), "segments": b""}
+    return sealed(document(shared=shared))
+
+
 ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "largest index": (None, largest_index),
     "most members": (None, most_members),
@@ -378,4 +486,14 @@ ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "most texts": (None, most_texts),
     "most ones": (None, most_ones),
     "everything at once": ("TSW-505", everything_at_once),
+    "most vectors of one name": ("TSW-410", most_vectors_of_one_name),
+    "vectors of one name descend": ("TSW-405", vectors_of_one_name_descend),
+    "most vectors": (None, most_vectors),
+    "vectors of other tensors": ("TSW-507", vectors_of_other_tensors),
+    "vectors of no tensor": ("TSW-409", vectors_of_no_tensor),
+    "vectors of other shapes": ("TSW-409", vectors_of_other_shapes),
+    "most masks": (None, most_masks),
+    "every mask wrong": ("TSW-507", every_mask_wrong),
+    "most segments of a vector": (None, most_segments_of_a_vector),
+    "empty shared arrays": ("TSW-409", empty_shared_arrays),
 }

@@ -209,6 +209,8 @@ def _change_file(apart: Parts, rng: random.Random, raw: Raw) -> None:
         apart.index = raw(parts.pack(apart.document), rng)
     elif kind < 0.87:
         apart.forget_digests()
+    elif kind < 0.88:
+        apart.sign_shared()
     elif kind < 0.9:
         apart.compressed = not apart.compressed
     elif kind < 0.93:
@@ -221,21 +223,25 @@ def _change_file(apart: Parts, rng: random.Random, raw: Raw) -> None:
 
 def change_payload(apart: Parts, rng: random.Random, raw: Raw) -> None:
     """Other bytes, another codec, parameter or count for one segment; sums of counts follow most of the time."""
-    task = rng.choice([number for number, payloads in enumerate(apart.payloads) if payloads])
-    at = rng.randrange(len(apart.payloads[task]))
-    table = apart.table(task, "segments")
+    owner = rng.choice([owner for owner in apart.owners() if apart.payloads_of(owner)])
+    payloads = apart.payloads_of(owner)
+    at = rng.randrange(len(payloads))
+    table = apart.table(owner, "segments")
     match rng.randrange(6):
         case 0 | 1 | 2:
-            apart.payloads[task][at] = _changed_payload(apart.payloads[task][at], rng, raw)
+            payloads[at] = _changed_payload(payloads[at], rng, raw)
         case 3:
             table["codec"][at] = rng.choice(list(lay.Codec))
         case 4:
             table["parameter"][at] = rng.randrange(22)
         case _:
             _change_field(table[["count"]], at, rng)
-    apart.put_table(task, "segments", table)
-    if rng.random() < 0.8:
-        _fit_active(apart, task)
+    apart.put_table(owner, "segments", table)
+    if owner == parts.SHARED:
+        if rng.random() < 0.8:
+            apart.sign_shared()
+    elif rng.random() < 0.8:
+        _fit_active(apart, owner)
     if rng.random() < 0.7:
         apart.forget_digests()
 
@@ -253,9 +259,9 @@ def _fit_active(apart: Parts, task: int) -> None:
     """Make `active` of entries with one mask each (as small tensors have) the count of that."""
     entries, segments = apart.table(task, "entries"), apart.table(task, "segments")
     masks = segments["count"][segments["role"] == lay.Role.MASK]
-    ternary = np.flatnonzero((entries["kind"] == lay.Kind.TERNARY) & (entries["active"] > 0))
-    if len(masks) == len(ternary):
-        entries["active"][ternary] = masks
+    switches = np.flatnonzero(np.isin(entries["kind"], lay.SWITCH_KINDS) & (entries["active"] > 0))
+    if len(masks) == len(switches):
+        entries["active"][switches] = masks
         apart.put_table(task, "entries", entries)
 
 

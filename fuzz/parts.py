@@ -5,6 +5,7 @@ Mutations between the two reach what lies behind the checksums, where those of a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from typing import Any, Self
@@ -19,6 +20,7 @@ from tswitch_format import _layout as lay
 
 Table = NDArray[Any]
 _MOST = 1 << 20  # bytes of a zstd frame's content
+SHARED = -1  # in place of a task's number: the segments of the shared arrays
 
 
 def canonical(value: Any) -> Any:
@@ -48,11 +50,13 @@ def pack(document: Any) -> bytes:
 
 
 class Parts:
-    """`document` (parsed), `payloads` (encoded bytes of each task's segments) and fields of the frame, to be changed."""
+    """`document` (parsed), `payloads` (encoded bytes of each task's segments), `shared` (of those of the shared arrays) and
+    fields of the frame, to be changed."""
 
-    def __init__(self, document: dict[str, Any], payloads: list[list[bytes]]) -> None:
+    def __init__(self, document: dict[str, Any], payloads: list[list[bytes]], shared: list[bytes]) -> None:
         self.document = document
         self.payloads = payloads
+        self.shared = shared
         self.index: bytes | None = None  # instead of the packed `document`
         self.compressed = False
         self.frame: dict[str, int] = {}  # fields of the prologue, instead of the right ones
@@ -70,23 +74,39 @@ class Parts:
         document = parse(stored)
         tasks = document.get("tasks")
         payloads = []
-        for task in tasks if isinstance(tasks, list) else ():
-            table = table_of(task, "segments", lay.SEGMENT)
+        for owner in (document.get("shared"), *(tasks if isinstance(tasks, list) else ())):
+            table = table_of(owner, "segments", lay.SEGMENT)
             places = zip(table["offset"].tolist(), table["length"].tolist(), strict=True)
             payloads.append([data[begin : begin + size] for begin, size in places])
-        made = cls(document, payloads)
+        made = cls(document, payloads[1:], payloads[0])
         made.compressed = head["index_encoding"] == lay.Encoding.ZSTD
         if head["minor"]:
             made.frame["minor"] = int(head["minor"])
         return made
 
-    def table(self, task: int, key: str) -> Table:
-        """The "entries" or "segments" of a task, a copy."""
-        return table_of(self.document["tasks"][task], key, lay.ENTRY if key == "entries" else lay.SEGMENT)
+    def owners(self) -> list[int]:
+        """Whose segments there are, as they lie in the file: SHARED, then the numbers of the tasks."""
+        return [SHARED, *range(len(self.payloads))]
 
-    def put_table(self, task: int, key: str, table: Table) -> None:
-        """Give a task another table."""
-        self.document["tasks"][task][key] = table.tobytes()
+    def payloads_of(self, owner: int) -> list[bytes]:
+        """The encoded bytes of the segments of a task or of SHARED, to be changed."""
+        return self.shared if owner == SHARED else self.payloads[owner]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Owner and number of every segment."""
+        return [(owner, at) for owner in self.owners() for at in range(len(self.payloads_of(owner)))]
+
+    def _map(self, owner: int) -> Any:
+        return self.document.get("shared") if owner == SHARED else self.document["tasks"][owner]
+
+    def table(self, owner: int, key: str) -> Table:
+        """The "entries" or "segments" of a task, or the "segments" or "tensors" of SHARED; a copy."""
+        record = {"entries": lay.ENTRY, "segments": lay.SEGMENT, "tensors": lay.TENSOR}[key]
+        return table_of(self._map(owner), key, record)
+
+    def put_table(self, owner: int, key: str, table: Table) -> None:
+        """Give a task, or SHARED, another table."""
+        self._map(owner)[key] = table.tobytes()
 
     def forget_digests(self) -> None:
         """Leave out the digests of entries and the content id, which would end the decoding of other content."""
@@ -96,6 +116,23 @@ class Parts:
             entries["flags"] &= ~np.uint8(lay.HAS_SHA256)
             entries["sha256"] = np.void(bytes(32))
             self.put_table(number, "entries", entries)
+
+    def sign_shared(self) -> None:
+        """Record of each shared array the SHA-256 of what its bytes decode to, as far as they do; the order stays as it is."""
+        if not self.shared:
+            return
+        tensors, segments = self.table(SHARED, "tensors"), self.table(SHARED, "segments")
+        dims = np.frombuffer(self.document["shared"]["dims"], "<u8")
+        first = axis = 0
+        for record in tensors:
+            ndim = int(record["ndim"])
+            chunks = lay.chunks_of(int(np.prod(dims[axis : axis + ndim], dtype=np.int64)))
+            parts = zip(segments["codec"][first : first + chunks], self.shared[first : first + chunks], strict=False)
+            with contextlib.suppress(ValueError):
+                content = b"".join(decompressed(part) if codec == lay.Codec.ZSTD else part for codec, part in parts)
+                record["sha256"] = np.void(hashlib.sha256(content).digest())
+            first, axis = first + chunks, axis + ndim
+        self.put_table(SHARED, "tensors", tensors)
 
     def build(self) -> bytes:
         """The file."""
@@ -120,8 +157,8 @@ class Parts:
     def _lay_out(self) -> bytes:
         mapped = self.document.get("profile") == "mapped"
         body = bytearray()
-        for number, payloads in enumerate(self.payloads):
-            table = self.table(number, "segments")
+        for number in self.owners():
+            table, payloads = self.table(number, "segments"), self.payloads_of(number)
             for record, payload in zip(table, payloads, strict=False):
                 end = lay.FRAME + len(body)
                 start = lay.align(end, lay.segment_alignment(len(payload), mapped=mapped))

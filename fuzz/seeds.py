@@ -57,7 +57,7 @@ def _elements(data: bytes) -> int:
     """Elements of the chunks that a file says it has, about."""
     try:
         apart = parts.Parts.of(data)
-        return sum(int(apart.table(task, "segments")["count"].sum()) for task in range(len(apart.payloads)))
+        return sum(int(apart.table(owner, "segments")["count"].sum()) for owner in apart.owners())
     except (ValueError, TypeError, KeyError):
         return 0
 
@@ -88,7 +88,25 @@ def packed() -> list[bytes]:
         for name in ("smallest", "nothing"):
             tsw.repack(ROOT / "tests" / "golden" / f"{name}.tsw", slot.path, profile="mapped", threads=1)
             found.append(slot.get())
+        for profile in lay.PROFILES:
+            masked_file(base, slot.path, rng, profile)
+            found.append(slot.get())
     return found
+
+
+def masked_file(base: dict[str, Any], path: Path, rng: np.random.Generator, profile: str) -> None:
+    """Write masks of three tasks over shared vectors of the float tensors of a base."""
+    floats = {name: array for name, array in base.items() if array.dtype.kind == "f" and name != "tied"}
+    stored = dict(zip(floats, (np.float16, np.float32, np.float64, np.float16), strict=False))
+    vectors = {
+        name: tsw.GivenVector.of_array(np.asarray(rng.standard_normal(array.shape), stored[name]))
+        for name, array in floats.items()
+    }
+    tasks = [
+        tsw.GivenTask(task, {n: tsw.GivenMask.of_flags(rng.random(a.shape) < share, knob) for n, a in floats.items()})
+        for task, share, knob in (("half", 0.5, 1.0), ("few", 0.1, -0.5), ("all", 1.0, 1.0))
+    ]
+    tsw.build(base, path, tasks, vectors=vectors, profile=profile, threads=1)
 
 
 @cache
@@ -162,9 +180,8 @@ def payloads() -> list[bytes]:
     found = []
     for number, data in enumerate(templates()):
         apart = parts.Parts.of(data)
-        tables = [apart.table(task, "segments") for task in range(len(apart.payloads))]
-        records: Any = np.concatenate(tables) if tables else []
-        every = [payload for payloads in apart.payloads for payload in payloads]
+        records: Any = np.concatenate([apart.table(owner, "segments") for owner in apart.owners()])
+        every = [payload for owner in apart.owners() for payload in apart.payloads_of(owner)]
         for segment, (record, payload) in enumerate(zip(records, every, strict=True)):
             head = (number, segment, int(record["codec"]), int(record["parameter"]), int(record["count"]))
             if len(payload) < 2000:

@@ -86,9 +86,35 @@ def packed(draw: st.DrawFn) -> bytes:
     return _slot.get()
 
 
+@st.composite
+def masked(draw: st.DrawFn) -> bytes:
+    """A valid file of masks of one or more tasks over shared vectors; maybe also of a task with a vector of its own."""
+    base = {name: draw(arrays()) for name in draw(st.lists(names(), min_size=1, max_size=4, unique=True))}
+    floats = {name: array for name, array in base.items() if array.dtype.kind == "f"}
+    profile = draw(st.sampled_from(lay.PROFILES))
+    with written_to_memory():
+        made = []
+        for part in range(draw(st.integers(1, 2))):
+            vectors = {
+                name: tsw.GivenVector.of_array(draw(arrays(draw(st.sampled_from(_DTYPES[:3])), array.shape)))
+                for name, array in floats.items()
+            }
+            tasks = []
+            for number in range(draw(st.integers(1, 2))):
+                masks = {
+                    name: tsw.GivenMask.of_flags(draw(arrays("?", array.shape)), draw(st.sampled_from((1, -0.5, 0))))
+                    for name, array in floats.items()
+                }
+                tasks.append(tsw.GivenTask(f"{part} {number}", masks))
+            made.append(Slot(f"part{part}"))
+            tsw.build(base, made[-1].path, tasks, vectors=vectors, profile=profile, threads=1)
+        tsw.bundle([slot.path for slot in made], _slot.path)
+    return _slot.get()
+
+
 def files() -> st.SearchStrategy[bytes]:
     """Valid files."""
-    return packed() | st.sampled_from(seeds.files())
+    return packed() | masked() | st.sampled_from(seeds.files())
 
 
 def _randoms() -> st.SearchStrategy[random.Random]:

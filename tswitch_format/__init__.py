@@ -32,9 +32,12 @@ from tswitch_format.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from tswitch_format.switch.build import BuildResult, GivenSwitch, GivenTask, build
+from tswitch_format.switch.build import BuildResult, GivenMask, GivenSwitch, GivenTask, GivenVector, build
 from tswitch_format.switch.file import BaseInfo, SwitchFile
 from tswitch_format.switch.file import SwitchFile as open  # noqa: A004, N813  # tsw.open, as in the design; never imported with *
+from tswitch_format.switch.merge import merge
+from tswitch_format.switch.multitask import make_emr, make_tall
+from tswitch_format.switch.overlap import Overlap, TensorOverlap, overlap
 from tswitch_format.switch.pack import PackResult, pack
 from tswitch_format.switch.restore import RestoreResult, restore
 from tswitch_format.switch.tensor import Switch
@@ -49,17 +52,21 @@ __all__ = [
     "CheckpointError",
     "Finding",
     "FormatError",
+    "GivenMask",
     "GivenSwitch",
     "GivenTask",
+    "GivenVector",
     "NonFiniteError",
     "NotTswError",
     "OptionError",
     "OutputError",
+    "Overlap",
     "PackResult",
     "PayloadError",
     "RestoreResult",
     "Switch",
     "SwitchFile",
+    "TensorOverlap",
     "TruncatedError",
     "TswError",
     "UnknownNameError",
@@ -69,7 +76,11 @@ __all__ = [
     "build",
     "bundle",
     "extract",
+    "make_emr",
+    "make_tall",
+    "merge",
     "open",
+    "overlap",
     "pack",
     "repack",
     "restore",

@@ -93,7 +93,7 @@ ENTRY = np.dtype(
         ("factor_dtype", "u1"),
         ("flags", "u1"),
         ("knob", "<f4"),
-        ("reserved", "<u4"),
+        ("vector", "<u4"),
         ("active", "<u8"),
         ("sha256", "V32"),
     ]
@@ -137,7 +137,13 @@ class Kind(IntEnum):
     REMOVED = 4
 
 
-KNOWN_KINDS = (Kind.TERNARY, Kind.DENSE, Kind.REMOVED)
+SWITCH_KINDS = (Kind.TERNARY, Kind.MASKED)  # those that have a mask, and add to the base
+
+
+class SharedRole(IntEnum):
+    """What a shared array is for (section 5.5)."""
+
+    VECTOR = 1
 
 
 class Role(IntEnum):

@@ -24,6 +24,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,6 +207,7 @@ def create_checkpoint(
     )
 
 
+@cache  # looking through all installed packages takes 10 ms, and a merge opens many checkpoints
 def _plugins(group: str) -> list[Any]:
     return [point.load() for point in sorted(entry_points(group=group), key=lambda p: p.name)]
 

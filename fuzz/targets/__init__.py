@@ -58,6 +58,7 @@ _ALL = (
     Target("payloads", payloads.payloads, seeds.payloads, _after(8, _plain), 5, 4096),
     Target("encode", numbers.encode, seeds.noise, _plain, 40, 1024),
     Target("apply", numbers.apply, seeds.noise, _plain, 40, 512),
+    Target("masks", numbers.masks, seeds.noise, _plain, 40, 512),
     Target("roundtrip", numbers.roundtrip, seeds.noise, _plain, 4, 512),
     Target("repack", numbers.repack, seeds.files, mutation.of_file, 5),
     Target("safetensors", importers.safetensors, seeds.safetensors, _plain, 60, 4096),

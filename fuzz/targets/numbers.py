@@ -19,7 +19,7 @@ from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPE_BY_NAME
 from tswitch_format.codecs import plane
 from tswitch_format.errors import CheckpointError, FormatError, TswError
-from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, signed_values
+from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, signed_values, vector_values
 
 Array = NDArray[Any]
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -107,11 +107,44 @@ def apply(data: bytes) -> None:
     entry = reference.Entry("ternary", target, (rows, columns), mask.tolist(), negative.tolist(), switch)
     tensor = reference.Tensor(base, (rows, columns), elements.tobytes())
     expected = np.frombuffer(reference.apply_entries(tensor, [(entry, coefficient)]).data, found.dtype)
-    result = dtypes[1] if coefficient else dtypes[0]
+    _promise_same(found, expected, target, mask if base == target else np.ones(mask.size, np.bool_))
+
+
+def masks(data: bytes) -> None:
+    """Any elements, vector, knobs and coefficients of two tasks over one vector: the bits of the slow reference again."""
+    choices = Choices(data)
+    base, target, stored = (FLOATS[choices.below(4)] for _ in range(3))
+    shape = (1 + choices.below(4), 1 + choices.below(4))
+    size = shape[0] * shape[1]
+    dtypes = [DTYPE_BY_NAME[name] for name in (base, target, stored)]
+    elements, vector = (
+        np.frombuffer(choices.take(size * one.storage.itemsize), one.storage) for one in (dtypes[0], dtypes[2])
+    )
+    reference = slow_reference()
+    shared = reference.Tensor(stored, shape, vector.tobytes())
+    terms, entries, touched = [], [], np.zeros(size, np.bool_)
+    for _ in range(1 + choices.below(2)):
+        knob = np.float32(1) if choices.below(2) else _finite(np.frombuffer(choices.take(4), "<f4"))[0]
+        coefficient, mask = _coefficient(choices, base), choices.flags(size)
+        positions = np.flatnonzero(mask)
+        with limited(), np.errstate(all="ignore"):
+            values = vector_values(knob, coefficient, dtypes[0], vector[positions], dtypes[2])
+        terms.append((positions, values))
+        entry = reference.Entry("masked", target, shape, mask.tolist(), knob=reference.Knob(float(knob)), vector=shared)
+        entries.append((entry, coefficient))
+        touched |= mask
+    with limited(), np.errstate(all="ignore"):
+        found = apply_chunk(elements.copy(), dtypes[0], dtypes[1], terms)
+    made = reference.apply_entries(reference.Tensor(base, shape, elements.tobytes()), entries)
+    expected = np.frombuffer(made.data, found.dtype)
+    _promise_same(found, expected, target, touched if base == target else np.ones(size, np.bool_))
+
+
+def _promise_same(found: Array, expected: Array, dtype: str, touched: NDArray[np.bool_]) -> None:
+    """The same bits, but for NaNs of what was computed."""
     same = _bits(found) == _bits(expected)
-    nan = _is_nan(found, result.name) & _is_nan(expected, result.name)
-    untouched = ~mask if base == target else np.zeros(mask.size, np.bool_)
-    promise(bool((same | nan & ~untouched).all()), "other bits than the slow reference")
+    nan = _is_nan(found, dtype) & _is_nan(expected, dtype)
+    promise(bool((same | nan & touched).all()), "other bits than the slow reference")
 
 
 def _coefficient(choices: Choices, base: str) -> float:

@@ -89,7 +89,7 @@ def payloads(data: bytes) -> None:
     number, segment, codec, k, count = _SEGMENT.unpack_from(data)
     templates = seeds.templates()
     apart = parts.Parts.of(templates[number % len(templates)])
-    places = [(task, at) for task, held in enumerate(apart.payloads) for at in range(len(held))]
+    places = apart.places()
     if not places:
         return
     task, at = places[segment % len(places)]
@@ -97,7 +97,9 @@ def payloads(data: bytes) -> None:
     table["codec"][at], table["parameter"][at] = codec, k
     before, table["count"][at] = int(table["count"][at]), count
     apart.put_table(task, "segments", table)
-    apart.payloads[task][at] = data[_SEGMENT.size :]
+    apart.payloads_of(task)[at] = data[_SEGMENT.size :]
+    if task == parts.SHARED:
+        apart.sign_shared()
     if table["role"][at] == lay.Role.MASK:
         _move_active(apart, task, at, count - before)
     reading.decode_once(apart.build())
@@ -108,7 +110,7 @@ def _move_active(apart: parts.Parts, task: int, segment: int, by: int) -> None:
     masks = np.flatnonzero(apart.table(task, "segments")["role"] == lay.Role.MASK)
     entries = apart.table(task, "entries")
     left = int(np.searchsorted(masks, segment))
-    for entry in np.flatnonzero(entries["kind"] == lay.Kind.TERNARY):
+    for entry in np.flatnonzero(np.isin(entries["kind"], lay.SWITCH_KINDS)):
         chunks = lay.chunks_of(_elements(apart, int(entries["tensor"][entry])))
         if left < chunks:
             entries["active"][entry] = max(0, int(entries["active"][entry]) + by)

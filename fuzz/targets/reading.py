@@ -115,6 +115,9 @@ def look_around(index: Index) -> None:
         spec = index.spec(number)
         promise(spec.name == index.name(number) and 0 <= spec.elements <= lay.MAX_SIZE, "a tensor beyond the limits")
     promise(index.base.nbytes() >= 0, "a base of negative size")
+    for number in range(len(index.shared)):
+        spec = index.shared.arrays.spec(number)
+        promise(index.base.numbers.get(spec.name) is not None, "a shared array of no tensor of the base")
     for task in index.tasks:
         promise(int(index.segment_counts(task.entries).sum()) == len(task.segments), "another number of segments")
 
@@ -237,7 +240,11 @@ def _content(switch: tsw.Switch) -> tuple[Any, ...]:
     mask, sign, delta, indices = switch.mask(), switch.sign(), switch.delta(), switch.indices()
     promise(mask.shape == sign.shape == delta.shape == switch.shape, "another shape")
     promise(np.array_equal(np.flatnonzero(mask), indices), "mask and indices differ")
-    promise(np.array_equal(mask, sign != 0), "mask and sign differ")
+    if switch.kind == "masked":  # an active element of its vector may be 0
+        promise(not sign[~mask].any(), "something has a sign where nothing is active")
+        promise(switch.vector().shape == switch.shape, "a vector of another shape")
+    else:
+        promise(np.array_equal(mask, sign != 0), "mask and sign differ")
     promise(switch.active == indices.size, "active and indices differ")
     promise(not delta[~mask].any(), "something is added where nothing is active")
     if switch.shape:
@@ -280,7 +287,7 @@ def declared(path: Path) -> int:
     """Bytes that the entries of a file decode to, as its index says. Raises TswError where it does not open."""
     container = Container(path)
     try:
-        total = 0
+        total = 8 * sum(container.index.shared.arrays.elements.tolist())
         for task in container.index.tasks:
             given = task.entries["kind"] != lay.Kind.REMOVED
             # Python's integers: the sum of many large tensors is above 64 bits.

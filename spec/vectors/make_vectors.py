@@ -17,12 +17,15 @@ from pathlib import Path
 
 from making import (
     applying,
+    applying_masked,
     broken_content,
     broken_document,
     broken_frame,
+    broken_masked,
     broken_records,
     broken_segments,
     limits,
+    masked,
     newer,
     valid,
 )
@@ -36,8 +39,8 @@ FOLDERS = ("valid", "newer", "invalid", "apply")
 def make() -> Mapping[str, bytes]:
     """All files by path, the manifest among them."""
     suite = Suite()
-    broken = (broken_frame, broken_document, broken_records, broken_segments, broken_content)
-    for group in (valid, limits, *broken, newer, applying):
+    broken = (broken_frame, broken_document, broken_records, broken_segments, broken_content, broken_masked)
+    for group in (valid, masked, limits, *broken, newer, applying, applying_masked):
         group.add(suite)
     suite.manifest.sort(key=lambda record: FOLDERS.index(record["path"].split("/")[0]))
     return {**suite.files, "manifest.json": dumped(suite.manifest)}

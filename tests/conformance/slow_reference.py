@@ -21,7 +21,7 @@ DTYPE_IDS = {"BOOL": 1, "U8": 2, "I8": 3, "U16": 4, "I16": 5, "U32": 6, "I32": 7
     "F64": 13,
     "C64": 20,
 }
-KIND_IDS = {"ternary": 1, "dense": 3, "removed": 4}
+KIND_IDS = {"ternary": 1, "masked": 2, "dense": 3, "removed": 4}
 FACTOR_IDS = {"none": 0, "u8": 1, "f16": 2, "f32": 3}
 CHUNK = 1 << 20
 
@@ -333,33 +333,59 @@ class Entry:
     negative: Sequence[bool] = ()  # of the active elements, in order
     knob: Knob = field(default_factory=lambda: Knob(0.0))
     data: bytes = b""
+    vector: Tensor | None = None  # what a masked entry selects from
+
+
+def ternary_steps(entry: Entry, coefficient: float, base: Tensor) -> list[float]:
+    """What a ternary entry adds to each active element, in order."""
+    rows, columns = entry.knob.rows, entry.knob.columns
+    width = grid(base.shape)[1] if len(base.shape) >= 2 and entry.mask else 1
+    signs = iter(entry.negative)
+    steps = []
+    for at, active in enumerate(entry.mask):
+        if not active:
+            continue
+        step = working(entry.knob.knob, base.dtype)
+        if rows is not None:
+            step = working(step * decode_factor(rows[at // width], entry.knob.dtype), base.dtype)
+        if columns is not None:
+            step = working(step * decode_factor(columns[at % width], entry.knob.dtype), base.dtype)
+        if coefficient != 1:
+            step = working(step * working(coefficient, base.dtype), base.dtype)
+        steps.append(-step if next(signs) else step)
+    return steps
+
+
+def masked_steps(entry: Entry, coefficient: float, base: Tensor) -> list[float]:
+    """What a masked entry adds to each active element, in order: of the vector, times knob, times coefficient."""
+    assert entry.vector is not None and entry.vector.shape == base.shape
+    steps = []
+    for one, active in zip(values(entry.vector), entry.mask, strict=True):
+        if not active:
+            continue
+        step = working(one, base.dtype)
+        for scale in (entry.knob.knob, coefficient):
+            if scale != 1:
+                step = working(step * working(scale, base.dtype), base.dtype)
+        steps.append(step)
+    return steps
 
 
 def apply_entries(base: Tensor, entries: Sequence[tuple[Entry, float]]) -> Tensor:
-    """What several ternary entries with their coefficients make of a base tensor, element by element."""
+    """What several ternary and masked entries with their coefficients make of a base tensor, element by element."""
     entries = [(entry, coefficient) for entry, coefficient in entries if coefficient != 0]
     if not entries:
         return base
     dtype = entries[0][0].dtype
-    assert all(entry.kind == "ternary" and entry.dtype == dtype for entry, _ in entries)
+    assert all(entry.kind in ("ternary", "masked") and entry.dtype == dtype for entry, _ in entries)
     bits = elements(base)
     sums = values(base)
     touched = [False] * len(bits)
     for entry, coefficient in entries:
-        rows, columns = entry.knob.rows, entry.knob.columns
-        width = grid(base.shape)[1] if len(base.shape) >= 2 and bits else 1
-        signs = iter(entry.negative)
-        for at, active in enumerate(entry.mask):
-            if not active:
-                continue
-            step = working(entry.knob.knob, base.dtype)
-            if rows is not None:
-                step = working(step * decode_factor(rows[at // width], entry.knob.dtype), base.dtype)
-            if columns is not None:
-                step = working(step * decode_factor(columns[at % width], entry.knob.dtype), base.dtype)
-            if coefficient != 1:
-                step = working(step * working(coefficient, base.dtype), base.dtype)
-            sums[at] = working(sums[at] - step if next(signs) else sums[at] + step, base.dtype)
+        steps = ternary_steps if entry.kind == "ternary" else masked_steps
+        places = [at for at, active in enumerate(entry.mask) if active]
+        for at, step in zip(places, steps(entry, coefficient, base), strict=True):
+            sums[at] = working(sums[at] + step, base.dtype)
             touched[at] = True
     if dtype == base.dtype:
         bits = [encode_float(s, dtype) if on else b for s, on, b in zip(sums, touched, bits, strict=True)]
@@ -403,6 +429,12 @@ def entry_digest(entry: Entry) -> bytes:
     if entry.kind == "removed":
         return hashlib.sha256(head).digest()
     knob = entry.knob
+    if entry.kind == "masked":
+        assert entry.vector is not None
+        body = struct.pack("<fB", knob.knob, DTYPE_IDS[entry.vector.dtype]) + tensor_digest(entry.vector)
+        for start in range(0, len(entry.mask), CHUNK):
+            body += bit_string(entry.mask[start : start + CHUNK])
+        return hashlib.sha256(head + body).digest()
     flags = (2 if knob.rows is not None else 0) | (4 if knob.columns is not None else 0)
     body = struct.pack("<fBB", knob.knob, FACTOR_IDS[knob.dtype], flags)
     size = {"none": 0, "u8": 1, "f16": 2, "f32": 4}[knob.dtype]

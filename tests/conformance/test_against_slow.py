@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from slow_reference import Entry, Knob, Tensor
 
 import tswitch_format as tsw
+from tswitch_format.checkpoint import DTYPE_BY_NAME
 
 Model = dict[str, Tensor]
 STORAGE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
@@ -388,6 +389,66 @@ def test_several_tasks_are_added_in_order_and_rounded_once(tmp_path: Path, dtype
         results.add(made.data)
     if dtype in ("F32", "F64"):
         assert len(results) > 1  # so that the order was worth a look
+
+
+def given_masked(entry: Entry) -> tsw.GivenMask:
+    assert entry.vector is not None
+    return tsw.GivenMask.of_flags(np.array(entry.mask), entry.knob.knob)
+
+
+def given_vector(vector: Tensor) -> tsw.GivenVector:
+    if vector.dtype == "BF16":
+        flat = as_array(vector).reshape(-1)
+        chunk = 1 << 20
+        return tsw.GivenVector(DTYPE_BY_NAME["BF16"], lambda number: flat[number * chunk : (number + 1) * chunk])
+    return tsw.GivenVector.of_array(as_array(vector))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize("profile", ["archive", "mapped"])
+def test_masks_over_a_shared_vector(tmp_path: Path, dtype: str, stored: str, profile: str) -> None:
+    rng = random.Random(f"{dtype} {stored}")
+    shapes: dict[str, tuple[int, ...]] = {"v": (7,), "w": (5, 9), "x": (2, 0), "y": ()}
+    base = {
+        name: slow.from_values([rng.gauss(0, 1) for _ in range(math.prod(shape))], dtype, shape)
+        for name, shape in shapes.items()
+    }
+    vectors = {
+        name: slow.from_values([rng.gauss(0, 0.3) for _ in range(math.prod(shape))], stored, shape)
+        for name, shape in shapes.items()
+    }
+    tasks: dict[str, dict[str, Entry]] = {}
+    for task, knob, share in (("a", 1.0, 0.5), ("b", slow.fl32(-0.3), 0.2), ("none", 2.0, 0.0), ("all", 0.0, 1.0)):
+        tasks[task] = {
+            name: Entry(
+                "masked",
+                dtype,
+                shape,
+                [rng.random() < share for _ in range(math.prod(shape))],
+                knob=Knob(knob),
+                vector=vectors[name],
+            )
+            for name, shape in shapes.items()
+        }
+    base_file = write_model(tmp_path / "base.safetensors", base)
+    path, out = tmp_path / "file.tsw", tmp_path / "out.safetensors"
+    given_tasks = [
+        tsw.GivenTask(task, {name: given_masked(entry) for name, entry in entries.items()})
+        for task, entries in tasks.items()
+    ]
+    given = {name: given_vector(vector) for name, vector in vectors.items()}
+    tsw.build(base_file, path, given_tasks, vectors=given, profile=profile, threads=1)
+    assert tsw.validate(path).ok
+    with tsw.open(path) as file:
+        assert file.content_id == slow.content_id(base, tasks).hex()
+    chosen: list[list[tuple[str, float]]] = [[("a", 1.0)], [("b", 1.0)], [("all", 1.0)], [("none", 2.0)], [("a", 0.0)]]
+    chosen += [[("a", 0.7), ("b", -0.5)], [("b", -0.5), ("a", 0.7), ("all", 1.0)]]
+    for terms in chosen:
+        tsw.restore(base_file, path, out, tasks=terms, threads=1)
+        for name, made in read_model(out).items():
+            entries = [(tasks[task][name], coefficient) for task, coefficient in terms]
+            assert made == slow.apply_entries(base[name], entries), (name, terms)
 
 
 def test_more_than_one_chunk(tmp_path: Path) -> None:

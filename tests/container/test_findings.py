@@ -91,13 +91,13 @@ def test_every_wrong_row_of_a_table_is_found_at_its_byte(archive: Path, out: Pat
     def change(file: Edited) -> None:
         with file.entries() as table:
             table["knob"][:2] = np.nan
-            table["reserved"][3] = 7
+            table["vector"][3] = 7
 
     edit(archive, out, change)
     data = out.read_bytes()
     found = tsw.validate(out, "structure").findings
     assert [(f.rule, f.field) for f in found] == [
-        ("TSW-107", "tasks[0].entries[3].reserved"),
+        ("TSW-107", "tasks[0].entries[3].vector"),
         ("TSW-504", "tasks[0].entries[0].knob"),
         ("TSW-504", "tasks[0].entries[1].knob"),
     ]

@@ -242,7 +242,7 @@ def test_remarks_are_texts(keys: tuple[Any, ...], value: Any, archive: Path, out
         pytest.param(entry(REMOVED, tensor=9), "TSW-502", None, id="a base tensor and an added one of one name"),
         pytest.param(two_added_of_one_name, "TSW-502", None, id="two added ones of one name"),
         pytest.param(entry(0, kind=0), "TSW-503", UnsupportedError, id="kind 0"),
-        pytest.param(entry(0, kind=2), "TSW-503", UnsupportedError, id="kind masked"),
+        pytest.param(entry(0, kind=2), "TSW-507", None, id="kind masked"),
         pytest.param(entry(0, kind=5), "TSW-503", UnsupportedError, id="kind 5"),
         pytest.param(entry(DENSE, kind=1), "TSW-504", None, id="a switch of integers"),
         pytest.param(entry(ADDED, kind=1), "TSW-504", None, id="a switch of an added tensor"),
@@ -308,7 +308,7 @@ def test_remarks_are_texts(keys: tuple[Any, ...], value: Any, archive: Path, out
         pytest.param(segment(2, parameter=1), "TSW-606", None, id="a parameter of a bitmap"),
         pytest.param(segment(3, parameter=21), "TSW-606", None, id="k = 21"),
         pytest.param(segment(0, parameter=1), "TSW-606", None, id="a parameter of raw factors"),
-        pytest.param(entry(0, reserved=1), "TSW-107", None, id="a reserved field of an entry"),
+        pytest.param(entry(0, vector=1), "TSW-107", None, id="the vector of an entry that has none"),
         pytest.param(segment(0, reserved=1), "TSW-107", None, id="a reserved field of a segment"),
     ],
 )

@@ -20,7 +20,7 @@ def newer(file: Edited) -> None:
     for where in (file.doc, file.doc["base"], file.doc["extra"], *file.doc["tasks"]):
         where["a new key"] = {"with": [1, b"anything", "in it"]}
     with file.entries() as table:
-        table["reserved"], table["flags"] = 77, table["flags"] | 0x88
+        table["vector"], table["flags"] = 77, table["flags"] | 0x88
     with file.segments() as table:
         table["reserved"] = 9
     for which in ("base", "extra"):
@@ -65,7 +65,7 @@ def test_a_newer_minor_version_with_a_required_bit_is_refused_by_the_bit(archive
 @pytest.mark.parametrize(
     ("table", "field", "value", "rule"),
     [
-        ("entries", "kind", 2, "TSW-503"),
+        ("entries", "kind", 5, "TSW-503"),
         ("entries", "kind", 77, "TSW-503"),
         ("segments", "codec", 77, "TSW-606"),
         ("tensors", "dtype", 77, "TSW-404"),

@@ -1,7 +1,9 @@
-"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, tied, new and removed tensors."""
+"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, shared vectors, tied, new and removed
+tensors."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +90,8 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
         "profile": ("archive", "mapped")[seed // 4 % 2],
         "base_id": "somebody/base" if seed % 2 else None,
     }
-    paths = [folder / f"{number}.tsw" for number in range(len(names) + 1)]
+    masks = ["masked", "also masked"][: seed % 7 // 3]
+    paths = [folder / f"{number}.tsw" for number in range(len(names) + bool(masks) + 1)]
     with written_to_memory():
         for task, path in zip(names, paths, strict=False):
             tuned = _tuned(rng, values, dtypes)
@@ -102,8 +105,35 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
                 threads=1,
                 **options,
             )
-        tsw.bundle(paths[: len(names)], paths[-1])
-    return Made(base, names, paths[-1].read_bytes())
+        if masks:
+            _build_masks(Checkpoint(base, tied), base, masks, paths[-2], options["profile"], options["base_id"], seed)
+        tsw.bundle(paths[:-1], paths[-1])
+    return Made(base, names + masks, paths[-1].read_bytes())
+
+
+def _build_masks(
+    checkpoint: Checkpoint, base: Model, tasks: list[str], path: Path, profile: str, base_id: str | None, seed: int
+) -> None:
+    """Masks of several tasks over shared vectors of some of the float tensors. Its own generator: other tasks stay the same."""
+    rng = np.random.default_rng([seed, 1])
+    masked = [name for name, tensor in base.items() if tensor.dtype in FLOATS and rng.random() < 0.8]
+    vectors = {}
+    for name in masked:
+        dtype, shape = str(rng.choice(FLOATS)), base[name].shape
+        values = rng.normal(size=shape) * rng.choice([0, 1, 1e-3, 1e3])
+        stored = DTYPE_BY_NAME[dtype]
+        flat = np.frombuffer(_bytes(values, dtype), stored.storage)
+        vectors[name] = tsw.GivenVector(stored, partial(_chunk, flat))
+    given = []
+    for task in tasks:
+        share, knob = float(rng.choice([0, 1e-3, 0.1, 0.5, 1])), float(rng.choice([1, 1, -1, 0.5, 1e-3, 0]))
+        flags = {name: rng.random(base[name].shape) < share for name in masked}
+        given.append(tsw.GivenTask(task, {name: tsw.GivenMask.of_flags(on, knob) for name, on in flags.items()}))
+    tsw.build(checkpoint, path, given, vectors=vectors, profile=profile, base_id=base_id, threads=1)
+
+
+def _chunk(flat: NDArray[np.generic], number: int) -> NDArray[np.generic]:
+    return flat[number << 20 : (number + 1) << 20]
 
 
 def _tuned(rng: np.random.Generator, values: dict[str, NDArray[np.float64]], dtypes: dict[str, str]) -> Model:

@@ -25,7 +25,7 @@ from differential_readers import DisagreementError, Tally, compare
 from mutation_files import Victim, victims
 from mutation_sealing import body_of, sealed
 
-from fuzz.parts import Parts, pack, sign
+from fuzz.parts import SHARED, Parts, pack, sign
 from tswitch_format import _layout as lay
 
 SEED = 4
@@ -63,7 +63,7 @@ def _small(victim: Victim) -> bool:
     if len(victim.data) > LARGEST:
         return False
     apart = Parts.of(victim.data)
-    tables = [apart.table(task, "segments") for task in range(len(apart.payloads))]
+    tables = [apart.table(owner, "segments") for owner in apart.owners()]
     return sum(int(table["count"].sum()) for table in tables) < ELEMENTS and "chunks" not in victim.name
 
 
@@ -161,8 +161,12 @@ def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """One or two fields of tables; sometimes places and sums are put right behind it."""
     apart = Parts.of(data)
     tables: list[tuple[dict[str, bytes], str, np.dtype[np.void]]] = []
-    for part in (apart.document["base"], apart.document["extra"]):
+    lists = [apart.document[key] for key in ("base", "extra", "shared") if key in apart.document]
+    for part in lists:
         tables += [(part, "tensors", lay.TENSOR), (part, "dims", np.dtype([("dim", "<u8")]))]
+    if "shared" in apart.document:
+        tables += [(apart.document["shared"], "segments", lay.SEGMENT)]
+        tables += [(apart.document["shared"], "roles", np.dtype([("role", "u1")]))]
     for task in apart.document["tasks"]:
         tables += [(task, "entries", lay.ENTRY), (task, "segments", lay.SEGMENT)] * 2
     tables = [table for table in tables if table[0][table[1]]]
@@ -184,7 +188,7 @@ def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 def _payload(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     apart = Parts.of(data)
-    places = [(task, at) for task, payloads in enumerate(apart.payloads) for at in range(len(payloads))]
+    places = apart.places()
     if not places:
         return _index(data, rng)
     task, at = rng.choice(places)
@@ -198,10 +202,12 @@ def _payload(data: bytes, rng: random.Random) -> tuple[bytes, str]:
             case 2:
                 _set_count(apart, task, table, at, rng)
             case 3:
-                apart.payloads[task][at] = rng.randbytes(rng.randrange(6))
+                apart.payloads_of(task)[at] = rng.randbytes(rng.randrange(6))
             case _:
-                apart.payloads[task][at] = _bytes(apart.payloads[task][at], rng)
+                apart.payloads_of(task)[at] = _bytes(apart.payloads_of(task)[at], rng)
     apart.put_table(task, "segments", table)
+    if rng.random() < 0.7:
+        apart.sign_shared()
     return apart.build(), "payload" if table["codec"][at] in ZSTD_CODECS else ""
 
 
@@ -209,6 +215,8 @@ def _set_count(apart: Parts, task: int, table: np.ndarray, at: int, rng: random.
     """Another count, and the entry's `active` with it if it is the entry's only mask."""
     before = int(table["count"][at])
     table["count"][at] = max(0, before + rng.choice((-1, 1, 8)))
+    if task == SHARED:
+        return
     entries = apart.table(task, "entries")
     mine = np.flatnonzero(entries["active"] == before)
     if table["role"][at] == lay.Role.MASK and len(mine):
@@ -220,10 +228,9 @@ def _zstd(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Bytes of a frame behind its magic; of a segment's frame, or of one around the index."""
     apart = Parts.of(data)
     places = [
-        (task, at)
-        for task, payloads in enumerate(apart.payloads)
-        for at, codec in enumerate(apart.table(task, "segments")["codec"].tolist())
-        if codec in ZSTD_CODECS and FRAME_MAGIC in payloads[at]
+        (owner, at)
+        for owner, at in apart.places()
+        if apart.table(owner, "segments")["codec"][at] in ZSTD_CODECS and FRAME_MAGIC in apart.payloads_of(owner)[at]
     ]
     if not places or rng.random() < 0.15:
         document = pack(apart.document)
@@ -232,9 +239,11 @@ def _zstd(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         stored = FRAME_MAGIC + frame
         return sealed(body_of(data), stored, minor=minor, encoding=1, decoded_length=len(document)), "index"
     task, at = rng.choice(places)
-    payload = apart.payloads[task][at]
+    payload = apart.payloads_of(task)[at]
     start = payload.index(FRAME_MAGIC) + 4
-    apart.payloads[task][at] = payload[:start] + _bytes(payload[start:], rng)
+    apart.payloads_of(task)[at] = payload[:start] + _bytes(payload[start:], rng)
+    if rng.random() < 0.7:
+        apart.sign_shared()
     return apart.build(), "zstd"
 
 

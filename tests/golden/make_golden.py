@@ -1,8 +1,9 @@
 """Make the golden files of format version 1.0 and their manifest: run by hand, once for each version, never by a test.
 
-    python tests/golden/make_golden.py [--force]
+    python tests/golden/make_golden.py [--new | --force]
 
-A file that is there already is kept: golden files decode for ever, so they do not change. The manifest is what the reader of
+A file that is there already is kept: golden files decode for ever, so they do not change; --new adds those that are not there,
+also to the manifest. The manifest is what the reader of
 spec/reference, which shares no code with the library, finds in the files.
 """
 
@@ -14,7 +15,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import EntryDigest
 from tswitch_format.container.index import Index
 from tswitch_format.container.reader import Container
-from tswitch_format.container.segments import EncodedEntry, EncodedSegment
+from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.writer import ContainerWriter
 
@@ -41,8 +42,8 @@ sys.path.insert(0, str(HERE.parents[1] / "spec" / "reference"))
 from tsw_reference import File, numerics, read  # noqa: E402
 from tsw_reference.application import Array, apply  # noqa: E402
 from tsw_reference.digest import entry_digest  # noqa: E402
-from tsw_reference.layout import DENSE, KINDS, TERNARY  # noqa: E402
-from tsw_reference.model import Base, Segment  # noqa: E402
+from tsw_reference.layout import DENSE, KINDS, SHARED_ROLES, TERNARY  # noqa: E402
+from tsw_reference.model import Base, Segment, Shared  # noqa: E402
 from tsw_reference.model import Entry as ReferenceEntry  # noqa: E402
 
 Plan = tuple[lay.Codec, int]
@@ -181,21 +182,88 @@ def removed(tensor: TensorSpec) -> EncodedEntry:
     return EncodedEntry(tensor, lay.Kind.REMOVED, tensor.dtype, [], digest)
 
 
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """A shared vector: its record and its elements."""
+
+    tensor: TensorSpec
+    raw: bytes
+    codec: lay.Codec = lay.Codec.RAW
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The order of section 5.5."""
+        return (
+            self.tensor.name.encode(),
+            self.tensor.dtype.id,
+            len(self.tensor.shape),
+            self.tensor.shape,
+            sha256(self.raw),
+        )
+
+    def encoded(self) -> EncodedArray:
+        """As it is written."""
+        segments = arrays(lay.Role.DATA, self.raw, self.tensor.dtype.bits, self.codec)
+        return EncodedArray(lay.SharedRole.VECTOR, self.tensor, sha256(self.raw), segments)
+
+
+def vector(tensor: TensorSpec, dtype: str, seed: str = "", codec: lay.Codec = lay.Codec.RAW) -> Vector:
+    """A vector of a tensor: multiples of 1/1024 that follow from the seed."""
+    steps = np.frombuffer(noise(f"vector {tensor.name} {seed}", tensor.elements), np.int8)
+    made = DTYPE_BY_NAME[dtype]
+    raw = b"".join(numerics.encode(made.id, step / 1024) for step in steps.tolist())
+    return Vector(spec(tensor.name, dtype, *tensor.shape), raw, codec)
+
+
+def masked(
+    tensor: TensorSpec,
+    over: Vector,
+    mask: Sequence[int],
+    plans: Sequence[Plan] = (BITMAP,),
+    *,
+    knob: float = 1.0,
+    dtype: str | None = None,
+) -> tuple[EncodedEntry, Vector]:
+    """A masked entry and its vector, whose number is known when all vectors are."""
+    target = DTYPE_BY_NAME[dtype] if dtype else tensor.dtype
+    found = EntryDigest(lay.Kind.MASKED, target, tensor.shape)
+    found.masked(np.float32(knob), over.tensor.dtype.id, sha256(over.raw))
+    active = np.array(mask, np.int64)
+    masks = []
+    for number, start in enumerate(range(0, tensor.elements, lay.CHUNK)):
+        here = active[active // lay.CHUNK == number] - start
+        n = min(lay.CHUNK, tensor.elements - start)
+        found.update(bits.pack_positions(here, n))
+        masks.append(plane(lay.Role.MASK, here, n, plans[number]))
+    entry = EncodedEntry(
+        tensor, lay.Kind.MASKED, target, masks, found.digest(), knob=np.float32(knob), active=active.size
+    )
+    return entry, over
+
+
 def order(entries: Sequence[EncodedEntry]) -> list[EncodedEntry]:
     """Entries as a task has them."""
     return sorted(entries, key=lambda e: (e.added, e.spec.name.encode(), e.spec.dtype.id, e.spec.shape))
 
 
 def write(
-    path: Path, base: Sequence[TensorSpec], tasks: dict[str, Sequence[EncodedEntry]], *, digest: bool = True, **kw: Any
+    path: Path,
+    base: Sequence[TensorSpec],
+    tasks: Mapping[str, Sequence[EncodedEntry]],
+    *,
+    digest: bool = True,
+    vectors: Sequence[Vector] = (),
+    **kw: Any,
 ) -> None:
-    """A file of these tasks."""
+    """A file of these tasks and vectors; the latter are in order."""
     base = sorted(base, key=lambda s: s.name.encode())
     found = [digests(content(s)) for s in base] if digest else None
     names = [s.name for s in base]
     kw["aliases"] = {alias: names.index(name) for alias, name in kw.pop("aliases", {}).items()}
     header = Index(TensorList.build(base, found), writer=WRITER, **kw)
     with ContainerWriter(path, header) as writer:
+        for one in vectors:
+            writer.add_shared(one.encoded())
         for name, entries in tasks.items():
             writer.begin_task(
                 name,
@@ -389,6 +457,67 @@ def mapped(path: Path) -> None:
     tsw.repack(HERE / "archive.tsw", path, profile="mapped")
 
 
+def shared(path: Path) -> None:
+    """Masked entries: every float type of vectors, bases and experts, every codec, several tasks and vectors of one name."""
+    floats = {name: spec(f"{name}.w", name, 6, 8) for name in ("F16", "BF16", "F32", "F64")}
+    wide, empty, scalar = spec("wide", "F16", lay.CHUNK + 9), spec("empty", "BF16", 0, 3), spec("scalar", "F32")
+    switched, whole, gone = spec("switched", "F32", 5), spec("whole", "I8", 4), spec("zzz", "F32", 2)
+    coded = spec("coded", "BF16", 4096)
+    over = {(here, kept): vector(s, kept) for here, s in floats.items() for kept in floats}
+    long = Vector(spec("wide", "BF16", *wide.shape), b"\x80\x3c" * wide.elements, lay.Codec.ZSTD)
+    one, other = (
+        vector(coded, "BF16", seed, codec) for seed, codec in (("one", lay.Codec.RAW), ("other", lay.Codec.ZSTD))
+    )
+    few = range(0, 48, 5)
+    first = [masked(floats[here], over[here, here], few) for here in floats]
+    first += [
+        masked(wide, long, [0, lay.CHUNK - 1, lay.CHUNK, lay.CHUNK + 8], [(lay.Codec.RICE, 17), BITMAP]),
+        masked(empty, vector(empty, "F16"), [], ()),
+        masked(scalar, vector(scalar, "F64"), [0]),
+    ]
+    tasks: dict[str, list[tuple[EncodedEntry, Vector | None]]] = {"own": [*first]}
+    for number, (here, tensor) in enumerate(floats.items()):
+        for knob, to, kept in zip(
+            (0.5, -1.0, 1 / 3, 1.0), floats, list(floats)[number:] + list(floats)[:number], strict=True
+        ):
+            made = masked(tensor, over[here, kept], few[number:], knob=knob, dtype=to)
+            tasks.setdefault(f"{kept} in {to}", []).append(made)
+    for name, (plan, mask) in CODECS.items():
+        tasks[name] = [masked(coded, other if "zstd" in name else one, mask, [plan])]
+    tasks["all kinds"] = [
+        masked(floats["F32"], over["F32", "BF16"], range(48)),
+        (ternary(switched, [1, 4]), None),
+        (dense(whole, b"abcd"), None),
+        (removed(gone), None),
+    ]
+    used = sorted(
+        {v.key: v for pairs in tasks.values() for _, v in pairs if v is not None}.values(), key=lambda v: v.key
+    )
+    place = {v.key: number for number, v in enumerate(used)}
+    entries = {
+        name: [e if v is None else dataclasses.replace(e, vector=place[v.key]) for e, v in pairs]
+        for name, pairs in tasks.items()
+    }
+    base = [*floats.values(), wide, empty, scalar, switched, whole, gone, coded]
+    write(
+        path, base, entries, vectors=used, aliases={"tied": "F32.w"}, metadata={"remark": "masks over shared vectors"}
+    )
+
+
+def shared_mapped(path: Path) -> None:
+    """A masked tensor, and a vector at a page, in the profile `mapped`."""
+    a, b = spec("a", "F32", 8, 9), spec("b", "F16", 33_000)
+    vectors = [vector(a, "F16"), Vector(spec("b", "BF16", 33_000), b"\x80\x3c" * 33_000)]
+    entries = {
+        "t": [masked(a, vectors[0], range(0, 72, 7)), masked(b, vectors[1], range(5, 33_000, 401))],
+        "u": [masked(b, vectors[1], range(32_990, 33_000), knob=-2.0)],
+    }
+    tasks = {
+        name: [dataclasses.replace(e, vector=vectors.index(v)) for e, v in pairs] for name, pairs in entries.items()
+    }
+    write(path, [a, b], tasks, vectors=vectors, profile="mapped")
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "smallest.tsw": smallest,
     "archive.tsw": archive,
@@ -397,6 +526,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "bare.tsw": bare,
     "nothing.tsw": nothing,
     "packed.tsw": packed,
+    "shared.tsw": shared,
+    "shared_mapped.tsw": shared_mapped,
 }
 
 
@@ -408,6 +539,7 @@ def describe(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()
     file = read(raw)
     tensors = file.base.tensors
+    vectors = [describe_shared(file, one) for one in file.shared]
     return {
         "sha256": hashlib.sha256(raw).hexdigest(),
         "bytes": len(raw),
@@ -415,11 +547,26 @@ def describe(path: Path) -> dict[str, Any]:
         "content_id": file.content_id.hex() if file.content_id else None,
         "base": {t.name: [DTYPE_NAMES[t.dtype], list(t.shape)] for t in tensors},
         "aliases": {alias: tensors[number].name for alias, number in file.base.aliases.items()},
+        **({"shared": vectors} if vectors else {}),
         "tasks": {task.name: [describe_entry(file, e) for e in task.entries] for task in file.tasks},
     }
 
 
 DTYPE_NAMES = {d.id: name for name, d in DTYPE_BY_NAME.items()}
+
+
+def describe_shared(file: File, array: Shared) -> dict[str, Any]:
+    """What the reference reader finds in a shared array."""
+    data = b"".join(map(file.content, array.data))
+    dtype = DTYPE_NAMES[array.tensor.dtype]
+    return {
+        "name": array.tensor.name,
+        "role": SHARED_ROLES[array.role],
+        "dtype": dtype,
+        "shape": list(array.tensor.shape),
+        "sha256": array.sha256.hex(),
+        "data": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def describe_entry(file: File, entry: ReferenceEntry) -> dict[str, Any]:
@@ -439,6 +586,9 @@ def describe_entry(file: File, entry: ReferenceEntry) -> dict[str, Any]:
             parts["row_factors"] = entry.row_factors
         if entry.flags & lay.HAS_COLUMN_FACTORS:
             parts["column_factors"] = entry.column_factors
+    elif entry.vector is not None:
+        found |= {"knob": entry.knob[::-1].hex(), "active": entry.active, "vector": entry.vector.tensor.number}
+        parts = {"mask": entry.masks}
     elif entry.kind == DENSE:
         parts = {"data": entry.data}
     return found | {
@@ -465,6 +615,29 @@ def applied() -> list[dict[str, Any]]:
             found.append(
                 {"name": name, "coefficient": coefficient, "base": base.hex(), "result": result.hex()},
             )
+    return found
+
+
+def applied_masks() -> list[dict[str, Any]]:
+    """The float tensors of shared.tsw with what comes out when each of its tasks is applied to them."""
+    file = read((HERE / "shared.tsw").read_bytes())
+    found = []
+    for task in file.tasks:
+        for entry in task.entries:
+            tensor = entry.tensor
+            if entry.vector is None or not tensor.name.endswith(".w"):
+                continue
+            base = numbers(tensor.elements, DTYPE_BY_NAME[DTYPE_NAMES[tensor.dtype]])
+            alone = dataclasses.replace(
+                file, base=Base(None, None, {}, [tensor]), tasks=[dataclasses.replace(task, entries=[entry])]
+            )
+            given = {tensor.name: Array(DTYPE_NAMES[tensor.dtype], tensor.shape, base)}
+            for coefficient in (1.0, -0.3):
+                result = apply(alone, given, [(task.name, coefficient)])[tensor.name].data
+                found.append(
+                    {"task": task.name, "name": tensor.name, "coefficient": coefficient, "base": base.hex()}
+                    | {"result": result.hex()}
+                )
     return found
 
 
@@ -496,17 +669,20 @@ def main() -> int:
     """Write what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--force", action="store_true", help="write existing files anew")
+    parser.add_argument("--new", action="store_true", help="write files that are not there, and keep the others")
     arguments = parser.parse_args()
     there = [name for name in (*FILES, "manifest.json") if (HERE / name).exists()]
-    if there and not arguments.force:
+    if there and not arguments.force and not arguments.new:
         print(f"{', '.join(there)}: there already and not to be changed; --force writes them anew", file=sys.stderr)
         return 1
     for name, make in FILES.items():
-        make(HERE / name)
+        if arguments.force or name not in there:
+            make(HERE / name)
     manifest = {
         "format": lay.FORMAT_VERSION,
         "files": {name: describe(HERE / name) for name in FILES},
         "applied": {"file": "archive.tsw", "task": "eins", "tensors": applied()},
+        "applied_masks": {"file": "shared.tsw", "tensors": applied_masks()},
     }
     (HERE / "manifest.json").write_text(readable(manifest) + "\n", encoding="utf-8")
     return 0

@@ -15,13 +15,14 @@ import pytest
 import tswitch_format as tsw
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPE_BY_NAME
-from tswitch_format.container.reader import Container, Entry
+from tswitch_format.container.reader import Container, Entry, SharedArray
 from tswitch_format.container.source import Backend
 
 HERE = Path(__file__).parent
 MANIFEST: dict[str, Any] = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
 FILES: dict[str, Any] = MANIFEST["files"]
 APPLIED: dict[str, Any] = MANIFEST["applied"]
+MASKS: dict[str, Any] = MANIFEST["applied_masks"]
 BACKENDS: tuple[Backend, ...] = ("mmap", "pread")
 
 
@@ -31,9 +32,10 @@ def test_every_file_is_in_the_manifest() -> None:
 
 
 def test_files_cover_the_format() -> None:
-    codecs, kinds, factors, dtypes, parameters = set(), set(), set(), set(), set()
+    codecs, kinds, factors, dtypes, parameters, roles = set(), set(), set(), set(), set(), set()
     for name in FILES:
         container = Container(HERE / name)
+        roles |= set(container.index.shared.roles.tolist())
         for task in container.index.tasks:
             codecs |= set(task.segments["codec"].tolist())
             parameters |= set(zip(task.segments["codec"].tolist(), task.segments["parameter"].tolist(), strict=True))
@@ -44,7 +46,8 @@ def test_files_cover_the_format() -> None:
             dtypes |= set(task.entries["dtype"][dense].tolist())
         container.close()
     assert codecs == set(lay.Codec)
-    assert kinds == set(lay.KNOWN_KINDS)
+    assert kinds == set(lay.Kind)
+    assert roles == set(lay.SharedRole)
     assert {dtype for dtype, _ in factors} == set(lay.FactorDType)
     assert {flag for _, flag in factors} == {0, 2, 4, 6}
     assert dtypes == {dtype.id for dtype in DTYPE_BY_NAME.values()}
@@ -79,6 +82,7 @@ def test_content(name: str, backend: Backend) -> None:
         specs = [index.base.spec(number) for number in range(len(index.base))]
         assert {s.name: [s.dtype.name, list(s.shape)] for s in specs} == expected["base"]
         assert {alias: index.base.names[number] for alias, number in index.aliases.items()} == expected["aliases"]
+        assert [describe_shared(array) for array in container.shared_arrays()] == expected.get("shared", [])
         assert index.profile == expected["profile"]
         assert (index.content_id.hex() if index.content_id else None) == expected["content_id"]
         tasks = {
@@ -89,6 +93,19 @@ def test_content(name: str, backend: Backend) -> None:
         assert list(tasks) == list(expected["tasks"])
     finally:
         container.close()
+
+
+def describe_shared(array: SharedArray) -> dict[str, Any]:
+    """A shared array as the manifest describes it."""
+    data = b"".join(array.data(number).tobytes() for number in range(array.chunks))
+    return {
+        "name": array.spec.name,
+        "role": array.role.name.lower(),
+        "dtype": array.dtype.name,
+        "shape": list(array.spec.shape),
+        "sha256": (array.sha256 or b"").hex(),
+        "data": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -110,6 +127,10 @@ def describe(entry: Entry) -> dict[str, Any]:
             codes = entry.factor_codes(role)
             if codes is not None:
                 parts[name] = [codes]
+    elif entry.kind is lay.Kind.MASKED:
+        knob = int(np.array(entry.knob, "<f4").view("<u4"))
+        found |= {"knob": f"{knob:08x}", "active": entry.active, "vector": entry.vector.number}
+        parts = {"mask": [entry.mask_packed(i) for i in chunks]}
     elif entry.kind is lay.Kind.DENSE:
         parts = {"data": [entry.data(i) for i in chunks]}
     return found | {n: hashlib.sha256(b"".join(p.tobytes() for p in part)).hexdigest() for n, part in parts.items()}
@@ -131,6 +152,19 @@ def test_apply(case: dict[str, Any], file: str, backend: Backend) -> None:
         result = switch.apply(base, case["coefficient"])
         assert result.tobytes().hex() == case["result"]
         assert base.tobytes().hex() == case["base"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "case", MASKS["tensors"], ids=lambda case: f"{case['task']} {case['name']} {case['coefficient']}"
+)
+def test_apply_masks(case: dict[str, Any], backend: Backend) -> None:
+    with tsw.open(HERE / MASKS["file"], backend=backend) as opened:
+        switch = opened.switch(case["name"], case["task"])
+        spec = opened.base.spec(case["name"])
+        base = np.frombuffer(bytes.fromhex(case["base"]), spec.dtype.storage).reshape(spec.shape)
+        result = switch.apply(base, case["coefficient"])
+        assert result.tobytes().hex() == case["result"]
 
 
 def test_golden_files_are_not_made_anew() -> None:

@@ -33,7 +33,7 @@ RULES = {
 
 
 class Region(NamedTuple):
-    """A run of bytes of a file. `field` is how the validator calls a segment."""
+    """A run of bytes of a file. `field` is how the validator calls a segment, of a task or of the shared arrays."""
 
     kind: str
     start: int
@@ -55,10 +55,12 @@ class Victim:
         """All bytes of the file, in order; regions of no bytes are left out."""
         container = Container(self.path, backend="pread")
         try:
+            tables = [("shared", container.index.shared.segments)]
+            tables += [(f"tasks[{task}]", table.segments) for task, table in enumerate(container.index.tasks)]
             segments = [
-                Region("segment", int(offset), int(offset) + int(length), f"tasks[{task}].segments[{number}]")
-                for task, table in enumerate(container.index.tasks)
-                for number, (offset, length) in enumerate(table.segments[["offset", "length"]].tolist())
+                Region("segment", int(offset), int(offset) + int(length), f"{field}.segments[{number}]")
+                for field, table in tables
+                for number, (offset, length) in enumerate(table[["offset", "length"]].tolist())
             ]
             index = container.frame.index_offset
         finally:

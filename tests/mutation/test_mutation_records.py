@@ -67,13 +67,13 @@ def is_other_content(victim: Victim, apart: Parts) -> bool:
 
 
 def planes(file: File) -> list[tuple[object, ...]]:
-    """What the segments of all entries decode to."""
-    return [tuple(map(file.content, entry.segments)) for entry in file.all_entries()]
+    """What the segments of all shared arrays and entries decode to."""
+    return [tuple(map(file.content, holder.segments)) for holder in file.holders()]
 
 
 def pairs(apart: Parts) -> Iterator[tuple[int, int]]:
-    """Task and number of some segments that have one after them in their task."""
-    found = [(task, at) for task, payloads in enumerate(apart.payloads) for at in range(len(payloads) - 1)]
+    """Task (or SHARED) and number of some segments that have one after them there."""
+    found = [(owner, at) for owner in apart.owners() for at in range(len(apart.payloads_of(owner)) - 1)]
     yield from found[:: 1 + len(found) // FEW]
 
 
@@ -132,7 +132,7 @@ def test_swapped_segments(victim: Victim) -> None:
     before = read(victim.data)
     for task, at in pairs(Parts.of(victim.data)):
         apart = Parts.of(victim.data)
-        table, payloads = apart.table(task, "segments"), apart.payloads[task]
+        table, payloads = apart.table(task, "segments"), apart.payloads_of(task)
         one, other = table[at].copy(), table[at + 1].copy()
         table[at], table[at + 1] = other, one
         payloads[at], payloads[at + 1] = payloads[at + 1], payloads[at]
@@ -157,7 +157,7 @@ def test_doubled_and_dropped_segments(victim: Victim) -> None:
     for task, at in pairs(Parts.of(victim.data)):
         for times in (0, 2):
             apart = Parts.of(victim.data)
-            table, payloads = apart.table(task, "segments"), apart.payloads[task]
+            table, payloads = apart.table(task, "segments"), apart.payloads_of(task)
             apart.put_table(
                 task, "segments", np.concatenate([table[:at], *[table[at : at + 1]] * times, table[at + 1 :]])
             )
@@ -179,25 +179,29 @@ def test_doubled_entries(victim: Victim) -> None:
 
 @each_victim
 def test_dropped_entries(victim: Victim) -> None:
-    """Without its segments too it is other content, unless its tensor is an extra one that nothing else makes."""
+    """Without its segments too it is other content, unless its extra tensor or its vector is of no use to another entry."""
     file = read(victim.data)
     for task, at, own in entries(Parts.of(victim.data), file):
         apart = Parts.of(victim.data)
         tensor = int(apart.table(task, "entries")["tensor"][at])
         apart.put_table(task, "entries", np.delete(apart.table(task, "entries"), at))
         last = sum(int(entry.tensor.number == tensor) for entry in file.all_entries()) == 1
-        unused = last and tensor >= len(file.base.tensors)
+        unused = {"TSW-408"} if last and tensor >= len(file.base.tensors) else set()
+        vector = file.tasks[task].entries[at].vector
+        if vector is not None and sum(entry.vector is vector for entry in file.all_entries()) == 1:
+            unused = {"TSW-410"}
         if own.start < own.stop:
             assert "TSW-601" in rules(apart.build()) or unused
         apart.put_table(task, "segments", np.delete(apart.table(task, "segments"), own))
         del apart.payloads[task][own]
-        assert rules(apart.build()) == ({"TSW-408", "TSW-802"} if unused else {"TSW-802"})
+        assert rules(apart.build()) == unused | {"TSW-802"}
         assert unused or is_other_content(victim, apart)
 
 
 @each_victim
 def test_doubled_and_dropped_tasks(victim: Victim) -> None:
-    """A name comes once. Under another name, or left out, it is other content, unless extra tensors are of no use then."""
+    """A name comes once. Under another name, or left out, it is other content, unless extra tensors or vectors are of no use
+    then."""
     for task in range(min(FEW, len(Parts.of(victim.data).payloads))):
         apart = Parts.of(victim.data)
         apart.document["tasks"].append(dict(apart.document["tasks"][task]))
@@ -208,15 +212,16 @@ def test_doubled_and_dropped_tasks(victim: Victim) -> None:
         apart = Parts.of(victim.data)
         del apart.document["tasks"][task], apart.payloads[task]
         broken = rules(apart.build())
-        assert broken - {"TSW-408"} == {"TSW-802"}
-        assert "TSW-408" in broken or is_other_content(victim, apart)
+        unused = {"TSW-408", "TSW-410"} & broken
+        assert broken - unused == {"TSW-802"}
+        assert unused or is_other_content(victim, apart)
 
 
 FIELD_RULES = {
     "offset": {"TSW-603"},
     "length": {"TSW-603", "TSW-604"},
     "crc32c": {"TSW-701"},
-    "count": {"TSW-504", "TSW-602", "TSW-606", "TSW-704", "TSW-706", "TSW-707"},
+    "count": {"TSW-504", "TSW-507", "TSW-602", "TSW-606", "TSW-704", "TSW-706", "TSW-707"},
     "role": {"TSW-601"},
     "codec": {"TSW-605", "TSW-606", "TSW-703", "TSW-704", "TSW-706", "TSW-707", "TSW-801"},
     "parameter": {"TSW-606", "TSW-703", "TSW-704", "TSW-706", "TSW-707", "TSW-801"},

@@ -5,6 +5,7 @@ tensor `x` (I32, 2), and a task `t` that changes a (with factors), replaces b, r
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,6 +76,22 @@ def entry(number: int, kind: int, dtype: int, segments: list[dict[str, Any]], **
     return {"tensor": number, "kind": kind, "dtype": dtype, "segments": segments, **fields}
 
 
+def vector(
+    name: str, dtype: int, *shape: int, payload: bytes, flags: int = 1, role: int = 1, **fields: Any
+) -> dict[str, Any]:
+    """A shared vector of one chunk or none; `sha256` may be set wrong."""
+    fields.setdefault("sha256", hashlib.sha256(payload).digest())
+    count = math.prod(shape)
+    parts = [segment(5, 16, count, payload)] if count else []
+    return {**tensor(name, dtype, *shape, flags=flags, **fields), "role": role, "segments": parts}
+
+
+def masked(number: int, dtype: int, **fields: Any) -> dict[str, Any]:
+    """The mask of the specification's worked example over a shared vector."""
+    parts = [segment(1, 2, 4, b"\x19\x02")]
+    return entry(number, 2, dtype, parts, **{"knob": struct.pack("<f", 1.0), "active": 4, **fields})
+
+
 def task(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"name": name, "entries": entries}
 
@@ -113,6 +130,7 @@ class Draft:
     extra: list[dict[str, Any]] = field(default_factory=lambda: [tensor("x", 7, 2)])
     aliases: dict[str, Any] = field(default_factory=lambda: {"d": 0})
     tasks: list[dict[str, Any]] = field(default_factory=lambda: [task("t", _entries())])
+    shared: list[dict[str, Any]] = field(default_factory=list)
     profile: str = "archive"
     frame: dict[str, Any] = field(default_factory=dict)
     """Fields of prologue and trailer that are not to be what they should."""
@@ -131,10 +149,10 @@ class Draft:
         return self.entry(number)["segments"][place]
 
     def build(self) -> bytes:
-        body = b""
+        body, of_shared = self._segments(b"", self.shared)
         maps = []
         for one in self.tasks:
-            entries = segments = b""
+            entries = b""
             for record in one["entries"]:
                 entries += struct.pack(
                     "<IBBBB4sIQ32s",
@@ -144,27 +162,11 @@ class Draft:
                     record.get("factor_dtype", 0),
                     record.get("flags", 0),
                     record.get("knob", bytes(4)),
-                    record.get("reserved", 0),
+                    record.get("vector", 0),
                     record.get("active", 0),
                     record.get("sha256", bytes(32)),
                 )
-                for part in record["segments"]:
-                    payload = part["payload"]
-                    step = (4096 if len(payload) >= 65536 else 64) if self.profile == "mapped" else 1
-                    body += self.padding * (-len(body) % step if step == 64 else -(len(body) + 64) % step)
-                    offset = part.get("offset", 64 + len(body))
-                    body += payload
-                    segments += struct.pack(
-                        "<QIIIBBBB",
-                        offset,
-                        part.get("length", len(payload)),
-                        part.get("crc32c", crc32c(payload)),
-                        part["count"],
-                        part["role"],
-                        part["codec"],
-                        part["parameter"],
-                        part.get("reserved", 0),
-                    )
+            body, segments = self._segments(body, one["entries"])
             maps.append(
                 {"checkpoint": {}, "entries": entries, "metadata": {}, "name": one["name"], "recipe": {}}
                 | {"segments": segments}
@@ -179,9 +181,36 @@ class Draft:
             "tasks": maps,
             "writer": "test",
         }
+        if self.shared:
+            roles = bytes(one["role"] for one in self.shared)
+            more = {"shared": {**_tensor_list(self.shared), "roles": roles, "segments": of_shared}}
+            document = dict(sorted((document | more).items()))
+            document["shared"] = dict(sorted(more["shared"].items()))
         if self.edit is not None:
             self.edit(document)
         return seal(pack(document) + self.tail, body + self.gap, **self.frame)
+
+    def _segments(self, body: bytes, owners: list[dict[str, Any]]) -> tuple[bytes, bytes]:
+        """The body with the segments of entries or shared arrays, and their records."""
+        records = b""
+        for part in (part for owner in owners for part in owner["segments"]):
+            payload = part["payload"]
+            step = (4096 if len(payload) >= 65536 else 64) if self.profile == "mapped" else 1
+            body += self.padding * (-len(body) % step if step == 64 else -(len(body) + 64) % step)
+            offset = part.get("offset", 64 + len(body))
+            body += payload
+            records += struct.pack(
+                "<QIIIBBBB",
+                offset,
+                part.get("length", len(payload)),
+                part.get("crc32c", crc32c(payload)),
+                part["count"],
+                part["role"],
+                part["codec"],
+                part["parameter"],
+                part.get("reserved", 0),
+            )
+        return body, records
 
 
 def _tensor_list(tensors: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_draft import COLUMNS, ROWS, Draft, entry, segment, task, tensor, ternary
+from reference_draft import COLUMNS, ROWS, Draft, entry, masked, segment, task, tensor, ternary, vector
 from tsw_reference import BrokenError, UsageError, read
 from tsw_reference.application import Array, apply
 from tsw_reference.digest import sampled_digest, tensor_digest
@@ -89,6 +89,47 @@ def test_several_tasks_round_once_at_the_end():
     both = apply(file, base, [("t0", 2.0), ("t1", 1.5)])["a"]
     assert half.data == struct.pack("<2e", 1.0, 1 - 2.0**-11 / 2)[:2] + half.data[2:]
     assert both.data[:2] == struct.pack("<e", 1 + 2.0**-10)
+
+
+HALVES = struct.pack("<10f", *(number / 2 for number in range(10)))
+
+
+def of_vector(dtype: int, *entries: dict[str, Any], payload: bytes = HALVES, stored: int = 12) -> Draft:
+    """A base of one tensor, and a task for each of these entries, over one vector."""
+    tasks = [task(f"t{number}", [one]) for number, one in enumerate(entries)]
+    shared = [vector("a", stored, 2, 5, payload=payload)]
+    return Draft(base=[tensor("a", dtype, 2, 5)], extra=[], aliases={}, tasks=tasks, shared=shared)
+
+
+def test_a_masked_entry_adds_its_vector():
+    file = read(of_vector(12, masked(0, 12), masked(0, 12, knob=struct.pack("<f", -0.5))).build())
+    base = {"a": BASE["a"]}
+    vector_values = np.frombuffer(HALVES, "<f4")
+    for name, coefficient, scale in (("t0", 1.0, 1.0), ("t1", 1.0, -0.5), ("t0", 3.0, 3.0), ("t1", 2.0, -1.0)):
+        expected = np.frombuffer(A, "<f4").copy()
+        expected[[0, 3, 4, 9]] += np.float32(scale) * vector_values[[0, 3, 4, 9]]
+        assert apply(file, base, [(name, coefficient)])["a"].data == expected.tobytes()
+    assert apply(file, base, [("t0", 0.0), ("t1", -0.0)])["a"] == base["a"]
+    both = apply(file, base, [("t0", 1.0), ("t1", 2.0)])["a"]
+    assert both == base["a"]
+
+
+def test_a_masked_entry_keeps_what_is_not_active():
+    file = read(of_vector(12, masked(0, 12), payload=bytes(40)).build())
+    base = {"a": Array("F32", (2, 5), struct.pack("<10f", *[-0.0] * 10))}
+    kept = struct.unpack("<10I", apply(file, base, [("t0", 1.0)])["a"].data)
+    assert [bits >> 31 for bits in kept] == [0, 1, 1, 0, 0, 1, 1, 1, 1, 0]
+
+
+def test_a_vector_is_rounded_to_the_working_type_first():
+    wide = struct.pack("<10d", *[1 + 2.0**-24 + 2.0**-50, *[1e300] * 9])
+    file = read(of_vector(12, masked(0, 12, knob=struct.pack("<f", 2.0**-100)), payload=wide, stored=13).build())
+    made = floats(apply(file, {"a": Array("F32", (2, 5), bytes(40))}, [("t0", 1.0)])["a"])
+    assert made[0] == (1 + 2.0**-23) * 2.0**-100
+    assert made[3] == math.inf
+    file = read(of_vector(13, masked(0, 13), payload=wide, stored=13).build())
+    made64 = apply(file, {"a": Array("F64", (2, 5), bytes(80))}, [("t0", 1.0)])["a"]
+    assert struct.unpack("<10d", made64.data)[0] == 1 + 2.0**-24 + 2.0**-50
 
 
 def test_tasks_that_do_not_agree():

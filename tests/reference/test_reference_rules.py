@@ -1,5 +1,6 @@
 """Each rule on files of section 14, broken by a file that is right but for that."""
 
+import copy
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from reference_draft import COLUMNS, ROWS, Draft, Raw, entry, pack, seal, segment, task, tensor
+from reference_draft import COLUMNS, ROWS, Draft, Raw, entry, masked, pack, seal, segment, task, tensor, vector
 from tsw_reference import BrokenError, describe, read
 from tsw_reference.layout import CHUNK
 
@@ -66,6 +67,65 @@ def with_mask(codec: int, payload: bytes, parameter: int = 0, count: int = 4, **
     return draft
 
 
+VECTOR = vector("a", 11, 2, 5, payload=bytes(20))
+OTHER = vector("a", 11, 2, 5, payload=bytes(range(20)))  # its SHA-256 is the larger one
+
+
+def with_masked(*shared: dict[str, Any], **fields: Any) -> Draft:
+    """A base of `a` and a masked entry for it; `shared` instead of its vector, `fields` of the entry."""
+    tasks = [task("t", [masked(0, 12) | fields])]
+    return Draft(
+        [tensor("a", 12, 2, 5), tensor("c", 2, 3)], [], {"d": 0}, tasks, list(shared) or [copy.deepcopy(VECTOR)]
+    )
+
+
+def with_vector(name: str = "a", dtype: int = 11, shape: tuple[int, ...] = (2, 5), **fields: Any) -> Draft:
+    """The same with another vector."""
+    return with_masked(vector(name, dtype, *shape, payload=bytes(20), **fields))
+
+
+def with_vector_segment(**fields: Any) -> Draft:
+    draft = with_masked()
+    draft.shared[0]["segments"][0].update(fields)
+    return draft
+
+
+def with_masked_segments(*parts: dict[str, Any]) -> Draft:
+    return with_masked(segments=list(parts))
+
+
+def with_two(first: dict[str, Any], second: dict[str, Any], *numbers: int) -> Draft:
+    """Two vectors, and a task for each of these numbers."""
+    draft = with_masked(first, second)
+    draft.tasks = [task(str(at), [masked(0, 12, vector=number)]) for at, number in enumerate(numbers)]
+    return draft
+
+
+def document_of_all(edit: Callable[[dict[str, Any]], object]) -> Draft:
+    draft = with_masked()
+    draft.edit = edit
+    return draft
+
+
+def document_of_shared(edit: Callable[[dict[str, Any]], object]) -> Draft:
+    return document_of_all(lambda index: edit(index["shared"]))
+
+
+def nothing_shared(index: dict[str, Any]) -> None:
+    index["shared"] = {"dims": b"", "names": b"", "roles": b"", "segments": b"", "tensors": b""}
+    index["tasks"] = []
+
+
+def in_shared(key: str, value: Any) -> Draft:
+    return document_of_shared(lambda shared: shared.__setitem__(key, value))
+
+
+def without_shared() -> Draft:
+    """A masked entry of an empty tensor, and no shared arrays."""
+    tasks = [task("t", [entry(0, 2, 12, [])])]
+    return Draft(base=[tensor("a", 12, 0)], extra=[], aliases={}, tasks=tasks)
+
+
 def mapped(**fields: Any) -> Draft:
     return Draft(profile="mapped", **fields)
 
@@ -106,7 +166,7 @@ CASES: list[tuple[str, str, Draft]] = [
     ("TSW-106", "encoding 2", in_frame(index_encoding=2, trailer_index_encoding=2)),
     ("TSW-107", "in the prologue", in_frame(reserved=b"\0\0\1")),
     ("TSW-107", "in the trailer", in_frame(trailer_reserved=b"\0\0\1")),
-    ("TSW-107", "in an entry", with_entry(0, reserved=1)),
+    ("TSW-107", "in an entry", with_entry(0, vector=1)),
     ("TSW-107", "in a segment", with_segment(0, 0, reserved=1)),
     ("TSW-108", "no index bytes", in_frame(index_decoded_length=0)),
     ("TSW-108", "too large", in_frame(index_decoded_length=(1 << 26) + 1)),
@@ -221,12 +281,58 @@ CASES: list[tuple[str, str, Draft]] = [
     ("TSW-407", "a tensor's name", Draft(aliases={"b": 0})),
     ("TSW-407", "a number of extra", Draft(aliases={"d": 3})),
     ("TSW-408", "an unused record", Draft(extra=[tensor("x", 7, 2), tensor("y", 7, 2)])),
+    ("TSW-307", "a key of shared", document_of_shared(lambda shared: shared.pop("roles"))),
+    ("TSW-307", "a key too many in shared", in_shared("zzz", 1)),
+    ("TSW-307", "shared is no map", document_of_all(lambda index: index.__setitem__("shared", []))),
+    ("TSW-310", "shared tensors", in_shared("tensors", bytes(47))),
+    ("TSW-310", "shared segments", in_shared("segments", bytes(25))),
+    ("TSW-401", "shared names", in_shared("names", b"aa")),
+    ("TSW-402", "a vector's name", with_vector("a\n")),
+    ("TSW-404", "a vector's dtype", with_vector(dtype=21)),
+    ("TSW-405", "vectors by SHA-256", with_two(OTHER, VECTOR, 0, 1)),
+    ("TSW-405", "a vector twice", with_two(VECTOR, VECTOR, 0, 1)),
+    ("TSW-405", "vectors by dtype", with_two(vector("a", 12, 2, 5, payload=bytes(40)), VECTOR, 0, 1)),
+    ("TSW-406", "a vector without digest", with_vector(flags=0, sha256=bytes(32))),
+    ("TSW-406", "a vector with a sample", with_vector(flags=3)),
+    ("TSW-406", "a vector's flags", with_vector(flags=5)),
+    ("TSW-409", "roles too short", in_shared("roles", b"")),
+    ("TSW-409", "roles too long", in_shared("roles", b"\1\1")),
+    ("TSW-409", "role 0", with_vector(role=0)),
+    ("TSW-409", "role 2", with_vector(role=2)),
+    ("TSW-409", "a vector of nothing", with_vector("b")),
+    ("TSW-409", "a vector of an alias", with_vector("d")),
+    ("TSW-409", "a vector of integers", with_vector("c", shape=(3,))),
+    ("TSW-409", "an integer vector", with_vector(dtype=5)),
+    ("TSW-409", "a vector's shape", with_vector(shape=(10,))),
+    ("TSW-410", "nothing shared", document_of_all(nothing_shared)),
+    ("TSW-410", "an unused vector", with_two(VECTOR, OTHER, 0)),
+    ("TSW-410", "vectors without masks", Draft(shared=[VECTOR])),
+    ("TSW-507", "no such vector", with_masked(vector=1)),
+    ("TSW-507", "nothing shared", without_shared()),
+    ("TSW-507", "an integer tensor", with_masked(tensor=1, vector=0)),
+    ("TSW-507", "an integer dtype", with_masked(dtype=7)),
+    ("TSW-507", "infinite", with_masked(knob=struct.pack("<f", -float("inf")))),
+    ("TSW-507", "factor_dtype", with_masked(factor_dtype=1)),
+    ("TSW-507", "row factors", with_masked(flags=2, factor_dtype=1)),
+    ("TSW-507", "active", with_masked(active=3)),
+    ("TSW-507", "active beyond", with_masked(active=11)),
+    ("TSW-601", "signs of a masked entry", with_masked_segments(*masked(0, 12)["segments"], segment(2, 0, 0, b""))),
+    ("TSW-601", "no mask", with_masked_segments()),
+    ("TSW-601", "a vector's role", with_vector_segment(role=1)),
+    ("TSW-601", "a vector without data", in_shared("segments", b"")),
+    ("TSW-602", "a vector's count", with_vector_segment(count=9)),
+    ("TSW-603", "a vector's place", with_vector_segment(offset=66)),
+    ("TSW-606", "a vector's codec", with_vector_segment(codec=2)),
+    ("TSW-701", "a vector", with_vector_segment(crc32c=1)),
+    ("TSW-706", "a vector", with_vector_segment(payload=bytes(19))),
+    ("TSW-801", "a masked entry", with_masked(sha256=b"\1" * 32, flags=1)),
+    ("TSW-804", "a vector", with_vector(sha256=b"\1" * 32)),
     ("TSW-501", "a name", Draft(tasks=[task("", []), *Draft().tasks])),
     ("TSW-501", "a name twice", Draft(tasks=[task("t", []), *Draft().tasks])),
     ("TSW-502", "descending", with_entry(1, tensor=0)),
     ("TSW-502", "beyond", with_entry(3, tensor=4)),
     ("TSW-502", "a name twice", of_extra(tensor("b", 7, 2))),
-    ("TSW-503", "masked", with_entry(0, kind=2)),
+    ("TSW-503", "0", with_entry(0, kind=0)),
     ("TSW-503", "5", with_entry(0, kind=5)),
     ("TSW-504", "infinite", with_entry(0, knob=struct.pack("<f", float("inf")))),
     ("TSW-504", "dtype", with_entry(0, dtype=7)),
@@ -315,7 +421,13 @@ def test_a_file_that_breaks_one_rule(rule, what, draft):
 
 
 def test_the_drafts_are_valid():
-    for draft in (Draft(), mapped(), of_tensors(tensor("é", 12, BIG), tensor("日", 17, 3, 0))):
+    for draft in (
+        Draft(),
+        mapped(),
+        with_masked(),
+        with_two(VECTOR, OTHER, 0, 1),
+        of_tensors(tensor("é", 12, BIG), tensor("日", 17, 3, 0)),
+    ):
         read(draft.build())
 
 
@@ -413,7 +525,9 @@ def test_a_newer_minor_version_may_add():
     for data in (
         newer(added),
         newer(in_frame(reserved=b"\1\2\3", trailer_reserved=b"\4\5\6")),
-        newer(with_entry(0, reserved=7, flags=0xF6)),
+        newer(with_entry(0, vector=7, flags=0xF6)),
+        newer(with_vector(flags=0xFD)),
+        newer(in_shared("zzz", [1])),
         newer(with_segment(0, 0, reserved=9)),
         newer(of_tensors(tensor("a", 12, 1, flags=0xF0))),
     ):
@@ -430,7 +544,9 @@ def test_a_newer_minor_version_may_add():
         ("TSW-307", document(lambda index: index.pop("writer"))),
         ("TSW-308", at_top("profile", "tape")),
         ("TSW-404", of_tensors(tensor("a", 99, 1))),
-        ("TSW-503", with_entry(0, kind=2)),
+        ("TSW-503", with_entry(0, kind=5)),
+        ("TSW-409", with_vector(role=2)),
+        ("TSW-507", with_masked(vector=1)),
         ("TSW-601", with_segment(0, 0, role=9)),
         ("TSW-606", with_segment(0, 2, codec=7)),
     ],

@@ -81,7 +81,13 @@ def test_dtypes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("kind", lay.Kind), ("role", lay.Role), ("codec", lay.Codec), ("factor_dtype", lay.FactorDType)],
+    [
+        ("kind", lay.Kind),
+        ("role", lay.Role),
+        ("codec", lay.Codec),
+        ("factor_dtype", lay.FactorDType),
+        ("shared role", lay.SharedRole),
+    ],
 )
 def test_numbers(name: str, numbers: type[IntEnum]) -> None:
     assert [(int(row[0]), row[1]) for row in table(name)] == [(m.value, m.name.lower()) for m in numbers]
@@ -99,7 +105,7 @@ LIMITS = {
     "maps, arrays and their members in the index, all together": lay.MAX_VALUES,
     "levels of maps and arrays": lay.MAX_DEPTH,
     "bytes of all str of the index": lay.MAX_TEXT,
-    "tensors of both lists": lay.MAX_TENSORS,
+    "tensors of all lists": lay.MAX_TENSORS,
     "dimensions of a tensor": lay.MAX_DIMENSIONS,
     "a dimension, and elements of a tensor": lay.MAX_SIZE,
     "bytes of a name": lay.MAX_NAME,

@@ -54,13 +54,23 @@ def test_every_rule_on_applying_is_broken_by_a_case(records, rules):
 
 def test_what_a_later_version_may_bring_is_refused_by_its_number(records):
     refused = {r["rule"] for r in records if r.get("newer") and r["verdict"] == "refuse"}
-    assert {"TSW-102", "TSW-103", "TSW-106", "TSW-308", "TSW-404", "TSW-503", "TSW-601", "TSW-606"} <= refused
+    assert {
+        "TSW-102",
+        "TSW-103",
+        "TSW-106",
+        "TSW-308",
+        "TSW-404",
+        "TSW-409",
+        "TSW-503",
+        "TSW-601",
+        "TSW-606",
+    } <= refused
 
 
 def test_the_suite_stays_small():
     sizes = {p: p.stat().st_size for p in FOLDER.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert max(sizes.values()) < 300 * 1024, max(sizes, key=sizes.__getitem__)
-    assert sum(sizes.values()) < 4 * 1024 * 1024
+    assert max(sizes.values()) < 384 * 1024, max(sizes, key=sizes.__getitem__)
+    assert sum(sizes.values()) < 5 * 1024 * 1024
 
 
 def test_damage_is_found(runner, records, tmp_path):

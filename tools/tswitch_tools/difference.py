@@ -16,8 +16,8 @@ from tswitch_format.switch.tensor import Switch
 class TensorDifference:
     """A tensor in which a task differs.
 
-    `differs`: "only in a", "only in b", or some of "kind", "shape", "dtype", "knob", "factors", "mask", "sign" and
-    "dense". `mask_elements`: active in one only; `sign_elements`: active in both, in opposite directions.
+    `differs`: "only in a", "only in b", or some of "kind", "shape", "dtype", "knob", "factors", "mask", "sign",
+    "vector" and "dense". `mask_elements`: active in one only; `sign_elements`: active in both, in opposite directions.
     """
 
     name: str
@@ -105,7 +105,7 @@ def _tensor(a: Switch, b: Switch) -> TensorDifference | None:
     if a.kind != b.kind:
         return TensorDifference(a.name, ["kind"])
     differs = [what for what in ("shape", "dtype") if getattr(a, what) != getattr(b, what)]
-    if a.kind != "ternary":
+    if not a.is_additive:
         return TensorDifference(a.name, [*differs, "dense"])
     if a.knob != b.knob:
         differs.append("knob")
@@ -115,6 +115,10 @@ def _tensor(a: Switch, b: Switch) -> TensorDifference | None:
     if a.shape == b.shape:
         masks, signs = _planes(a, b)
         differs += ["mask"] * bool(masks) + ["sign"] * bool(signs)
+    if a.kind == "masked":
+        mine, theirs = a.entry.vector, b.entry.vector
+        if (mine.dtype, mine.sha256) != (theirs.dtype, theirs.sha256):
+            differs.append("vector")
     return TensorDifference(a.name, differs, masks, signs)
 
 
@@ -124,7 +128,8 @@ def _planes(a: Switch, b: Switch) -> tuple[int, int]:
     for one, other in zip(a.chunks(), b.chunks(), strict=True):
         common, mine, theirs = np.intersect1d(one.positions, other.positions, assume_unique=True, return_indices=True)
         masks += one.positions.size + other.positions.size - 2 * common.size
-        signs += int(np.count_nonzero(one.negative[mine] != other.negative[theirs]))
+        if a.kind == "ternary":
+            signs += int(np.count_nonzero(a.negative(one)[mine] != b.negative(other)[theirs]))
     return masks, signs
 
 

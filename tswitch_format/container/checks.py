@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPES
 from tswitch_format.container.frame import Frame
-from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.index import SHARED, Index, TaskTable, table_name
 from tswitch_format.container.names import name_problem
 from tswitch_format.container.report import Failure, Place, Report
 from tswitch_format.container.tensors import any_set
 
 # By id, for whole columns of a table at once.
-_KNOWN_KIND = np.array([i in lay.KNOWN_KINDS for i in range(256)])
+_KNOWN_KIND = np.array([i in tuple(lay.Kind) for i in range(256)])
 _KNOWN_DTYPE = np.array([i in DTYPES for i in range(256)])
 _FLOAT = np.array([i in DTYPES and DTYPES[i].is_float for i in range(256)])
 _KNOWN_CODEC = np.array([i in tuple(lay.Codec) for i in range(256)])
@@ -35,21 +35,55 @@ _BATCH = 1 << 16  # records
 _FAR = 1 << 62  # bytes: no file is so long
 
 
+def check_shared(index: Index, place: Place, report: Report) -> None:
+    """Check what the records of shared arrays say, but for their order: spec section 5.5."""
+    shared = index.shared
+    if not len(shared):
+        return
+    records = shared.arrays.records
+    known = shared.roles == lay.SharedRole.VECTOR
+
+    def role(at: int) -> Failure:
+        return Failure(f"shared.roles[{at}]", str(shared.roles[at]), place.of(shared.roles, at))
+
+    report.each(~known, "TSW-409", "a known role", role, newer=True)
+    targets = index.shared_targets
+
+    def spec(at: int) -> Failure:
+        return Failure(f"shared.tensors[{at}]", str(shared.arrays.spec(at)), place.of(records, at))
+
+    wrong = (targets < 0) | ~_FLOAT[records["dtype"]]
+    found = np.flatnonzero(~wrong)
+    wrong[found] = ~_FLOAT[index.base.records["dtype"][targets[found]]]
+    wrong[found] |= ~index.base.same_shapes(targets[found], shared.arrays, found)
+    report.each(
+        wrong, "TSW-409", "a float vector with name and shape of a float tensor of the base", spec, blocking=True
+    )
+
+
 def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> None:
     """Check all tasks of an index whose tensors are right. Raises FormatError, or StopReading where the report collects."""
     _check_names(index.tasks, report)
     batches = list(_batches(index, place, report))
     used = np.zeros(len(index.extra), np.bool_)
+    pointed = np.zeros(len(index.shared), np.bool_)
     owners = _owners(index) if used.size else None
     for batch in batches:
         _check_entries(batch, frame, owners)
+        _check_vectors(batch, pointed)
         extra = batch.entries["tensor"].astype(np.int64) - len(index.base)
         used[extra[(extra >= 0) & (extra < used.size)]] = True
     records = index.extra.records
     expected = "an entry that uses it"
     report.each(~used, "TSW-408", expected, lambda at: Failure(f"extra.tensors[{at}]", "none", place.of(records, at)))
     report.gate()
-    end = lay.FRAME
+    arrays = index.shared.arrays.records
+
+    def unused(at: int) -> Failure:
+        return Failure(f"shared.tensors[{at}]", "none", place.of(arrays, at))
+
+    report.each(~pointed, "TSW-410", "an entry that uses it", unused)
+    end = _Segments(_Batch(index, SHARED, index.tables[SHARED:], place, report)).check(lay.FRAME, frame)
     for batch in batches:
         end = _Segments(batch).check(end, frame)
     report.gate()
@@ -99,7 +133,7 @@ class _Batch:
         task = int(np.searchsorted(self.segment_ends, at, side="right"))
         table = self.tasks[task].segments
         row = at - (int(self.segment_ends[task]) - len(table))
-        field = f"tasks[{self.first + task}].segments[{row}].{what}"
+        field = f"{table_name(self.first + task)}.segments[{row}].{what}"
         return Failure(field, str(table[what][row]), self.place.of(table, row, what))
 
 
@@ -119,16 +153,12 @@ def _batches(index: Index, place: Place, report: Report) -> Iterator[_Batch]:
 
 def _owners(index: Index) -> NDArray[np.int64]:
     """For each tensor a number that it shares with those of the same name."""
-    # Both lists are in order, so they are merged: dictionaries of 330,000 names took a second, measured once.
-    base = enumerate(index.base.names)
-    at, candidate = next(base, (0, None))
-    owners = np.empty(len(index.extra), np.int64)
+    owners = index.base.same_names(index.extra)
     before, owner = None, 0
-    for number, name in enumerate(index.extra.names):
+    for number in np.flatnonzero(owners < 0).tolist():
+        name = index.extra.names[number]
         if name != before:
-            while candidate is not None and candidate < name:
-                at, candidate = next(base, (at, None))
-            before, owner = name, at if candidate == name else len(index.base) + number
+            before, owner = name, len(index.base) + number
         owners[number] = owner
     return np.concatenate([np.arange(len(index.base)), owners])
 
@@ -159,37 +189,50 @@ def _check_entries(batch: _Batch, frame: Frame, owners: NDArray[np.int64] | None
     kind, flags, factor = entries["kind"], entries["flags"], entries["factor_dtype"]
     each(~_KNOWN_KIND[kind], "TSW-503", "kind", "a known kind", newer=True)
     if frame.minor <= lay.MINOR:
-        each(entries["reserved"] != 0, "TSW-107", "reserved", "zero")
+        each((kind != lay.Kind.MASKED) & (entries["vector"] != 0), "TSW-107", "vector", "zero")
         each((flags & 0xF8) != 0, "TSW-406", "flags", "no bits but 0 to 2")
     each(((flags & lay.HAS_SHA256) == 0) & any_set(entries, "sha256"), "TSW-406", "sha256", "zero where absent")
 
     dtypes = index.dtypes[tensors]
-    ternary = kind == lay.Kind.TERNARY
+    ternary, masked = kind == lay.Kind.TERNARY, kind == lay.Kind.MASKED
     factors = (flags & _FACTORS) != 0
-    each(
-        ternary & ((tensors >= base) | ~_FLOAT[dtypes]),
-        "TSW-504",
-        "tensor",
-        "a float tensor of the base",
-        blocking=True,
-    )
-    each(~_KNOWN_DTYPE[entries["dtype"]], "TSW-404", "dtype", "a known dtype", newer=True)
-    each(ternary & ~_FLOAT[entries["dtype"]], "TSW-504", "dtype", "a float dtype", blocking=True)
-    each(ternary & ~np.isfinite(entries["knob"]), "TSW-504", "knob", "a finite number")
     elements = index.elements[tensors]
+    each(~_KNOWN_DTYPE[entries["dtype"]], "TSW-404", "dtype", "a known dtype", newer=True)
+    for rule, only in (("TSW-504", ternary), ("TSW-507", masked)):
+        unfit = only & ((tensors >= base) | ~_FLOAT[dtypes])
+        each(unfit, rule, "tensor", "a float tensor of the base", blocking=True)
+        each(only & ~_FLOAT[entries["dtype"]], rule, "dtype", "a float dtype", blocking=True)
+        each(only & ~np.isfinite(entries["knob"]), rule, "knob", "a finite number")
+        each(only & (entries["active"] > elements.astype(np.uint64)), rule, "active", "at most the elements")
     flat = (index.ndims[tensors] < 2) | (elements == 0)
     each(ternary & factors & flat, "TSW-504", "flags", "no factors for such a shape", blocking=True)
     proper = (factor <= lay.FactorDType.F32) & ((factor != 0) == factors)
     each(ternary & ~proper, "TSW-504", "factor_dtype", "1 to 3 with factors, else 0", blocking=True)
-    each(ternary & (entries["active"] > elements.astype(np.uint64)), "TSW-504", "active", "at most the elements")
     for rule, only in (("TSW-505", kind == lay.Kind.DENSE), ("TSW-506", kind == lay.Kind.REMOVED)):
         each(only & (entries["dtype"] != dtypes), rule, "dtype", "the dtype of the tensor's record", blocking=True)
         each(only & (entries["knob"].view(np.uint32) != 0), rule, "knob", "zero")
         each(only & (entries["active"] != 0), rule, "active", "zero")
+    for rule, number in (("TSW-505", lay.Kind.DENSE), ("TSW-506", lay.Kind.REMOVED), ("TSW-507", lay.Kind.MASKED)):
+        only = kind == number
         each(only & (factor != 0), rule, "factor_dtype", "0")
-        each(only & factors, rule, "flags", "no factors")
+        # Of a masked entry they would be looked for among its segments.
+        each(only & factors, rule, "flags", "no factors", blocking=number is lay.Kind.MASKED)
     removed = kind == lay.Kind.REMOVED
     each(removed & (tensors >= base), "TSW-506", "tensor", "a tensor of the base", blocking=True)
+
+
+def _check_vectors(batch: _Batch, pointed: NDArray[np.bool_]) -> None:
+    """Check which shared array each masked entry names, and mark those in `pointed`."""
+    entries, targets = batch.entries, batch.index.shared_targets
+    masked = np.flatnonzero(entries["kind"] == lay.Kind.MASKED)
+    vectors = entries["vector"][masked].astype(np.int64)
+    known = vectors < pointed.size
+    pointed[vectors[known]] = True
+    known[known] = targets[vectors[known]] == entries["tensor"][masked[known]]
+    wrong = np.zeros(len(entries), np.bool_)
+    wrong[masked[~known]] = True
+    expected = "the number of a shared vector of its tensor"
+    batch.report.each(wrong, "TSW-507", expected, lambda at: batch.entry_failure(at, "vector"), blocking=True)
 
 
 def _double_names(batch: _Batch, owners: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -232,9 +275,10 @@ class _Segments:
             return self._batch.entry_failure(at, "active", f"{recorded[at]}, where its masks count {active[at]}")
 
         # Compared as they are: above 2^63 they are no int64.
-        ternary = self._batch.entries["kind"] == lay.Kind.TERNARY
-        wrong = ternary & (active.view(np.uint64) != recorded)
-        self._report.each(wrong, "TSW-504", "the sum of its masks' counts", describe)
+        differ = active.view(np.uint64) != recorded
+        kind = self._batch.entries["kind"]
+        for rule, number in (("TSW-504", lay.Kind.TERNARY), ("TSW-507", lay.Kind.MASKED)):
+            self._report.each((kind == number) & differ, rule, "the sum of its masks' counts", describe)
         return end
 
     def _check_numbers(self) -> None:
@@ -245,7 +289,10 @@ class _Segments:
         found = [len(task.segments) for task in batch.tasks]
         for number in np.flatnonzero(expected != found).tolist():
             self._report.blocking(
-                "TSW-601", f"tasks[{batch.first + number}].segments", f"{expected[number]} segments", str(found[number])
+                "TSW-601",
+                f"{table_name(batch.first + number)}.segments",
+                f"{expected[number]} segments",
+                str(found[number]),
             )
 
     def _check_block(self, first: int, last: int, end: int, active: NDArray[np.int64], frame: Frame) -> int:

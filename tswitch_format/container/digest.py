@@ -28,6 +28,10 @@ class EntryDigest:
         fields = struct.pack("<BB", factor_dtype, flags & ~lay.HAS_SHA256)
         self._sha256.update(np.array(knob, "<f4").tobytes() + fields)
 
+    def masked(self, knob: np.float32, vector_dtype: int, vector_sha256: bytes) -> None:
+        """The fields of a masked entry; planes come after them."""
+        self._sha256.update(np.array(knob, "<f4").tobytes() + struct.pack("<B", vector_dtype) + vector_sha256)
+
     def update(self, data: bytes | memoryview | NDArray[Any]) -> None:
         """Factors, planes or data."""
         self._sha256.update(data.data if isinstance(data, np.ndarray) else data)

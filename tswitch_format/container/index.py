@@ -11,12 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._layout import Kind
+from tswitch_format._layout import HAS_COLUMN_FACTORS, HAS_ROW_FACTORS, SWITCH_KINDS, FactorDType, Kind
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container import document
 from tswitch_format.container.tensors import TensorList
 
-__all__ = ["Index", "Kind", "TaskTable"]
+__all__ = [
+    "HAS_COLUMN_FACTORS",
+    "HAS_ROW_FACTORS",
+    "SWITCH_KINDS",
+    "FactorDType",
+    "Index",
+    "Kind",
+    "SharedArrays",
+    "TaskTable",
+]
+
+SHARED = -1  # in place of a task's number: the table of the shared arrays
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,22 @@ class TaskTable:
 
 
 @dataclass(frozen=True)
+class SharedArrays:
+    """Arrays that belong to no task (spec section 5.5): their records, a role for each, and SEGMENT records of all."""
+
+    arrays: TensorList = field(default_factory=TensorList)
+    roles: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    segments: NDArray[Any] = field(default_factory=lambda: np.zeros(0, lay.SEGMENT))
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def document(self) -> dict[str, document.Value]:
+        """The map in the index."""
+        return {**self.arrays.document(), "roles": self.roles.tobytes(), "segments": self.segments.tobytes()}
+
+
+@dataclass(frozen=True)
 class Index:
     """Everything that the index says."""
 
@@ -56,6 +83,7 @@ class Index:
     metadata: Mapping[str, str] = field(default_factory=dict)
     writer: str = ""
     content_id: bytes | None = None
+    shared: SharedArrays = field(default_factory=SharedArrays)
 
     @property
     def mapped(self) -> bool:
@@ -68,34 +96,60 @@ class Index:
         return {task.name: number for number, task in enumerate(self.tasks)}
 
     @cached_property
+    def _lists(self) -> tuple[TensorList, ...]:
+        """Where tensor numbers lead to; here those of shared arrays go on after the others."""
+        return self.base, self.extra, self.shared.arrays
+
+    @cached_property
     def elements(self) -> NDArray[np.int64]:
         """Elements of each tensor, by tensor number."""
-        return _joined(self.base.elements, self.extra.elements)
+        return _joined([tensors.elements for tensors in self._lists])
 
     @cached_property
     def dtypes(self) -> NDArray[np.uint8]:
         """Id of the element type of each tensor, by tensor number."""
-        return _joined(self.base.records["dtype"], self.extra.records["dtype"])
+        return _joined([tensors.records["dtype"] for tensors in self._lists])
 
     @cached_property
     def ndims(self) -> NDArray[np.uint8]:
         """Number of dimensions of each tensor, by tensor number."""
-        return _joined(self.base.records["ndim"], self.extra.records["ndim"])
+        return _joined([tensors.records["ndim"] for tensors in self._lists])
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """First dimension of each tensor, by tensor number."""
-        return _joined(self.base.rows, self.extra.rows)
+        return _joined([tensors.rows for tensors in self._lists])
 
     def spec(self, number: int) -> TensorSpec:
         """Name, dtype and shape of the tensor with that number."""
-        base = len(self.base)
-        return self.base.spec(number) if number < base else self.extra.spec(number - base)
+        tensors, number = self._find(number)
+        return tensors.spec(number)
 
     def name(self, number: int) -> str:
         """Name of the tensor with that number."""
-        base = len(self.base)
-        return self.base.names[number] if number < base else self.extra.names[number - base]
+        tensors, number = self._find(number)
+        return tensors.names[number]
+
+    def _find(self, number: int) -> tuple[TensorList, int]:
+        for tensors in self._lists[:-1]:
+            if number < len(tensors):
+                return tensors, number
+            number -= len(tensors)
+        return self._lists[-1], number
+
+    @cached_property
+    def shared_targets(self) -> NDArray[np.int64]:
+        """For each shared array the number of the base's tensor of its name, or -1."""
+        return self.base.same_names(self.shared.arrays)
+
+    @cached_property
+    def tables(self) -> Sequence[TaskTable]:
+        """Those of the tasks, and last, as number SHARED, the shared arrays as if they were dense entries of one."""
+        entries = np.zeros(len(self.shared), lay.ENTRY)
+        entries["tensor"] = len(self.base) + len(self.extra) + np.arange(len(entries))
+        entries["kind"] = Kind.DENSE
+        entries["dtype"] = self.shared.arrays.records["dtype"]
+        return [*self.tasks, TaskTable("", entries, self.shared.segments)]
 
     def segment_counts(self, entries: NDArray[Any]) -> NDArray[np.int64]:
         """Number of segments of each entry, a column a role: [entries, 5] in the order of section 8."""
@@ -105,11 +159,12 @@ class Index:
         columns = elements // np.maximum(rows, 1)
         chunks = lay.chunks_of(elements)
         ternary = kind == Kind.TERNARY
+        masks = np.where(ternary | (kind == Kind.MASKED), chunks, 0)
         return np.stack(
             [
                 np.where(ternary & ((flags & lay.HAS_ROW_FACTORS) != 0), lay.chunks_of(rows), 0),
                 np.where(ternary & ((flags & lay.HAS_COLUMN_FACTORS) != 0), lay.chunks_of(columns), 0),
-                np.where(ternary, chunks, 0),
+                masks,
                 np.where(ternary, chunks, 0),
                 np.where(kind == Kind.DENSE, chunks, 0),
             ],
@@ -133,9 +188,17 @@ class Index:
         }
         if self.content_id is not None:
             whole["content_id"] = self.content_id
+        if len(self.shared):
+            whole["shared"] = self.shared.document()
         return document.encode(whole)
 
 
-def _joined(base: NDArray[Any], extra: NDArray[Any]) -> NDArray[Any]:
-    # Most files have no extra tensors, and a copy for a million tensors is not for nothing.
-    return np.concatenate([base, extra]) if extra.size else base
+def table_name(number: int) -> str:
+    """What messages call table `number` of `Index.tables`."""
+    return "shared" if number == SHARED else f"tasks[{number}]"
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    # Most files have tensors of the base only, and a copy for a million of them is not for nothing.
+    first, *others = parts
+    return np.concatenate(parts) if any(other.size for other in others) else first

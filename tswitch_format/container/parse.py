@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.container import document
-from tswitch_format.container.checks import check_tasks
+from tswitch_format.container.checks import check_shared, check_tasks
 from tswitch_format.container.frame import Frame
-from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.index import Index, SharedArrays, TaskTable
 from tswitch_format.container.names import Budget, cut_names, name_problem
 from tswitch_format.container.report import Place, Report
-from tswitch_format.container.tensors import TensorList
+from tswitch_format.container.tensors import ListRules, TensorList
 
 _TYPES = {"map": dict, "array": list, "str": str, "bin": memoryview}
-_OPTIONAL = {"content_id", "id", "revision"}
+_OPTIONAL = {"content_id", "id", "revision", "shared"}
+_LISTS = {"base": ListRules.BASE, "extra": ListRules.EXTRA, "shared": ListRules.SHARED}
 _LIST_KEYS: Mapping[str, str] = {"dims": "bin", "names": "bin", "tensors": "bin"}
 _BASE_KEYS: Mapping[str, str] = {**_LIST_KEYS, "aliases": "map", "id": "str", "revision": "str"}
+_SHARED_KEYS: Mapping[str, str] = {**_LIST_KEYS, "roles": "bin", "segments": "bin"}
 _TASK_KEYS: Mapping[str, str] = {
     "checkpoint": "map",
     "entries": "bin",
@@ -35,6 +37,7 @@ _KEYS: Mapping[str, str] = {
     "extra": "map",
     "metadata": "map",
     "profile": "str",
+    "shared": "map",
     "tasks": "array",
     "writer": "str",
 }
@@ -61,7 +64,9 @@ class _Parser:
         extra = self._keys(doc["extra"], _LIST_KEYS, "extra")
         base_records = self._table(base["tensors"], lay.TENSOR, "base.tensors")
         extra_records = self._table(extra["tensors"], lay.TENSOR, "extra.tensors")
-        tensors = len(base_records) + len(extra_records)
+        shared = self._keys(doc["shared"], _SHARED_KEYS, "shared") if "shared" in doc else None
+        shared_records = self._table(shared["tensors"] if shared else memoryview(b""), lay.TENSOR, "shared.tensors")
+        tensors = len(base_records) + len(extra_records) + len(shared_records)
         if tensors > lay.MAX_TENSORS:
             raise report.fatal("TSW-403", "tensors", f"at most {lay.MAX_TENSORS}", str(tensors))
         if doc["profile"] not in lay.PROFILES:
@@ -83,9 +88,12 @@ class _Parser:
             metadata,
             doc["writer"],
             None if content_id is None else bytes(content_id),
+            self._shared(shared, shared_records),
         )
         report.gate()
         self._check_aliases(index)
+        report.gate()
+        check_shared(index, self._place, report)
         report.gate()
         check_tasks(index, self._frame, self._place, report)
         return index
@@ -134,6 +142,22 @@ class _Parser:
             *(self._texts(task[key], f"{where}.{key}") for key in ("recipe", "checkpoint", "metadata")),
         )
 
+    def _shared(self, doc: dict[str, Any] | None, records: NDArray[Any]) -> SharedArrays:
+        if doc is None:
+            return SharedArrays()
+        if not len(records):
+            self._report.blocking("TSW-410", "shared.tensors", "an array", "none")
+        if len(doc["roles"]) != len(records):
+            expected = f"{len(records)} bytes"
+            offset = self._place.of(doc["roles"])
+            self._report.blocking("TSW-409", "shared.roles", expected, str(len(doc["roles"])), offset=offset)
+        self._report.gate()
+        return SharedArrays(
+            self._tensor_list(doc, records, "shared"),
+            np.frombuffer(doc["roles"], np.uint8),
+            self._table(doc["segments"], lay.SEGMENT, "shared.segments"),
+        )
+
     def _tensor_list(self, doc: dict[str, Any], records: NDArray[Any], where: str) -> TensorList:
         dims = int(records["ndim"].sum(dtype=np.int64))
         if len(doc["dims"]) != dims * 8:
@@ -142,7 +166,7 @@ class _Parser:
         names, order = cut_names(doc["names"], records["name_length"], where, self._place, self._budget)
         self._report.gate()
         made = TensorList(names, records, np.frombuffer(doc["dims"], "<u8"))
-        made.check(where, order, self._minor, self._place, self._report, base=where == "base")
+        made.check(where, order, self._minor, self._place, self._report, _LISTS[where])
         return made
 
     def _check_aliases(self, index: Index) -> None:

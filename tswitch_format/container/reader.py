@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import array, bits, plane, zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import EntryDigest
-from tswitch_format.container.index import Index
+from tswitch_format.container.index import SHARED, Index, table_name
 from tswitch_format.container.parse import parse
 from tswitch_format.container.report import Report
 from tswitch_format.container.segments import EncodedSegment
@@ -25,6 +26,18 @@ from tswitch_format.container.source import Backend, PreadSource, Source, open_s
 from tswitch_format.errors import FormatError, OptionError, PayloadError, UnknownNameError
 
 Verify = Literal["lazy", "full", "off"]
+
+
+class ContentDigest(Protocol):
+    """A SHA-256 that takes what an entry holds."""
+
+    def update(self, data: Any, /) -> None:  # an array, which type checkers do not take for a buffer
+        """Take decoded content."""
+
+    def digest(self) -> bytes:
+        """32 bytes."""
+        ...
+
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -61,7 +74,7 @@ class Container:
             pread.close()
         self._verify = verify != "off"
         self._entry_numbers: dict[int, dict[str, int]] = {}
-        self._touched = [np.zeros(len(task.segments), np.bool_) for task in self.index.tasks]
+        self._touched = [np.zeros(len(table.segments), np.bool_) for table in self.index.tables]
 
     @property
     def backend(self) -> str:
@@ -95,7 +108,7 @@ class Container:
 
     def segment(self, task: int, number: int) -> memoryview:
         """The encoded bytes of a segment, verified. With the mapping they are a view of it, valid as long as it is held."""
-        record = self.index.tasks[task].segments[number]
+        record = self.index.tables[task].segments[number]
         data = self._source.read(int(record["offset"]), int(record["length"]))
         if self._verify and not self._touched[task][number]:
             found = crc32c(data)
@@ -104,7 +117,7 @@ class Container:
                     rule="TSW-701",
                     file=str(self.path),
                     offset=int(record["offset"]),
-                    field=f"tasks[{task}].segments[{number}]",
+                    field=f"{table_name(task)}.segments[{number}]",
                     expected=f"CRC32C {int(record['crc32c']):08x}",
                     found=f"{found:08x}",
                 )
@@ -113,15 +126,24 @@ class Container:
 
     @cached_property
     def _first_segments(self) -> list[NDArray[np.int64]]:
-        """For each task, the first segment of each entry and, last, their number."""
+        """For each table, the first segment of each entry and, last, their number."""
         return [
-            np.concatenate([[0], np.cumsum(self.index.segment_counts(task.entries).sum(axis=1))])
-            for task in self.index.tasks
+            np.concatenate([[0], np.cumsum(self.index.segment_counts(table.entries).sum(axis=1))])
+            for table in self.index.tables
         ]
 
     def entry(self, task: int, number: int) -> Entry:
         """One entry of a task."""
         return Entry(self, task, number, int(self._first_segments[task][number]))
+
+    def shared(self, number: int) -> SharedArray:
+        """One of the arrays that belong to no task."""
+        return SharedArray(self, SHARED, number, int(self._first_segments[SHARED][number]))
+
+    def shared_arrays(self) -> Iterator[SharedArray]:
+        """All of them in order."""
+        for number in range(len(self.index.shared)):
+            yield self.shared(number)
 
     def entries(self, task: int) -> Iterator[Entry]:
         """All entries of a task in order."""
@@ -158,7 +180,7 @@ class Entry:
         self._task = task
         self._first = first
         self.number = number
-        self.record = container.index.tasks[task].entries[number]
+        self.record = container.index.tables[task].entries[number]
 
     @property
     def mapped(self) -> bool:
@@ -209,6 +231,11 @@ class Entry:
     def sha256(self) -> bytes | None:
         """Digest of the decoded content as recorded, or None."""
         return self.record["sha256"].tobytes() if self.flags & lay.HAS_SHA256 else None
+
+    @cached_property
+    def vector(self) -> SharedArray:
+        """The shared vector of a masked entry."""
+        return self._container.shared(int(self.record["vector"]))
 
     @property
     def chunks(self) -> int:
@@ -325,11 +352,13 @@ class Entry:
         """Bytes of a chunk of a dense entry."""
         return self._array(self._first + chunk, self.dtype.nbytes(self.chunk_elements(chunk)))
 
-    def digest(self) -> EntryDigest:
+    def digest(self) -> ContentDigest:
         """The digest of its content (section 11.3) before that, which `content` gives."""
         digest = EntryDigest(self.kind, self.dtype, self.spec.shape)
         if self.kind is lay.Kind.TERNARY:
             digest.ternary(self.knob, self.factor_dtype, self.flags)
+        elif self.kind is lay.Kind.MASKED:
+            digest.masked(self.knob, self.vector.dtype.id, self.vector.sha256 or b"")
         return digest
 
     def content(self) -> Iterator[Callable[[], NDArray[Any]]]:
@@ -344,6 +373,9 @@ class Entry:
             for chunk in range(self.chunks):
                 yield partial(self.mask_packed, chunk)
                 yield partial(self.sign_packed, chunk)
+        elif self.kind is lay.Kind.MASKED:
+            for chunk in range(self.chunks):
+                yield partial(self.mask_packed, chunk)
         else:
             for chunk in range(self.chunks):
                 yield partial(self.data, chunk)
@@ -357,9 +389,12 @@ class Entry:
 
     def other_content(self, found: bytes) -> FormatError:
         """The error for content that has not the recorded digest."""
-        return self._container.report.fatal(
-            "TSW-801", f"tasks[{self._task}].entries[{self.number}].sha256", (self.sha256 or b"").hex(), found.hex()
-        )
+        rule, where = self._digest_rule
+        return self._container.report.fatal(rule, f"{where}.sha256", (self.sha256 or b"").hex(), found.hex())
+
+    @property
+    def _digest_rule(self) -> tuple[str, str]:
+        return "TSW-801", f"tasks[{self._task}].entries[{self.number}]"
 
     def _mask(self, chunk: int) -> int:
         """Number of the mask segment of a chunk."""
@@ -371,7 +406,7 @@ class Entry:
         return self._first + factors + chunk
 
     def _record(self, number: int) -> np.void:
-        record: np.void = self._container.index.tasks[self._task].segments[number]
+        record: np.void = self._container.index.tables[self._task].segments[number]
         return record
 
     def _decode(
@@ -396,7 +431,30 @@ class Entry:
             rule=error.rule,
             file=str(self._container.path),
             offset=int(self._record(number)["offset"]),
-            field=f"tasks[{self._task}].segments[{number}]",
+            field=f"{table_name(self._task)}.segments[{number}]",
             expected=error.expected,
             found=error.found,
         )
+
+
+class SharedArray(Entry):
+    """An array that belongs to no task: read as a dense entry, with the digest of a tensor (section 11.1)."""
+
+    @property
+    def role(self) -> lay.SharedRole:
+        """What it is for."""
+        return lay.SharedRole(int(self._container.index.shared.roles[self.number]))
+
+    @property
+    def sha256(self) -> bytes | None:
+        """Digest of its bytes as recorded; every such array has one."""
+        digest: bytes = self._container.index.shared.arrays.records["sha256"][self.number].tobytes()
+        return digest
+
+    def digest(self) -> ContentDigest:
+        """The digest of its bytes before that, which `content` gives."""
+        return hashlib.sha256()
+
+    @property
+    def _digest_rule(self) -> tuple[str, str]:
+        return "TSW-804", f"shared.tensors[{self.number}]"

@@ -47,3 +47,14 @@ class EncodedEntry:
     factor_dtype: lay.FactorDType = lay.FactorDType.NONE
     flags: int = 0
     active: int = 0
+    vector: int = 0  # number of a masked entry's shared vector
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedArray:
+    """One shared array, encoded: what it is for, its record, the SHA-256 of its bytes, and its segments in order."""
+
+    role: lay.SharedRole
+    spec: TensorSpec
+    sha256: bytes
+    segments: Iterable[EncodedSegment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,14 @@ from tswitch_format.container.report import Failure, Place, Report
 
 _BITS = np.array([DTYPES[i].bits if i in DTYPES else 0 for i in range(256)], np.int64)
 _BLOCK = 1 << 16  # records at a time, where temporary arrays would take a multiple of the index
+
+
+class ListRules(Enum):
+    """Which digests the records of a list have, and by what they ascend: see section 5.3, and 5.5 for shared arrays."""
+
+    BASE = lay.HAS_SHA256 | lay.HAS_SAMPLED
+    EXTRA = 0
+    SHARED = lay.HAS_SHA256
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,33 @@ class TensorList:
         number = bisect_left(self.names, name)  # code points order str as their UTF-8 bytes do
         return number if number < len(self) and self.names[number] == name else None
 
+    def same_names(self, other: TensorList) -> NDArray[np.int64]:
+        """For each tensor of another list the number of the one of its name here, or -1. Both are in order of names."""
+        # They are merged: dictionaries of 330,000 names took a second, measured once.
+        found = np.full(len(other), -1, np.int64)
+        if not len(other):
+            return found
+        ours = enumerate(self.names)
+        at, candidate = next(ours, (0, None))
+        for number, name in enumerate(other.names):
+            while candidate is not None and candidate < name:
+                at, candidate = next(ours, (at, None))
+            if candidate == name:
+                found[number] = at
+        return found
+
+    def same_shapes(
+        self, numbers: NDArray[np.int64], other: TensorList, others: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether tensors `numbers` have the shapes of tensors `others` of another list, one by one."""
+        ndim = self.records["ndim"][numbers]
+        same: NDArray[np.bool_] = ndim == other.records["ndim"][others]
+        for axis in range(int(ndim[same].max(initial=0))):
+            some = np.flatnonzero(same & (ndim > axis))
+            ours, theirs = self.starts[numbers[some]] + axis, other.starts[others[some]] + axis
+            same[some] = self.dims[ours] == other.dims[theirs]
+        return same
+
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of one tensor."""
         start = int(self.starts[number])
@@ -130,7 +166,7 @@ class TensorList:
                 products[first + some] *= self.dims[starts[some] + axis]
         return products
 
-    def check(self, field: str, order: Order, minor: int, place: Place, report: Report, *, base: bool) -> None:
+    def check(self, field: str, order: Order, minor: int, place: Place, report: Report, rules: ListRules) -> None:
         """Check everything that section 5.3 says of the records but for names, which `cut_names` has checked.
 
         `order`: which names do not come after the one before.
@@ -155,14 +191,16 @@ class TensorList:
         each(bits == 0, "TSW-404", "dtype", "a known dtype", newer=True)
         each((self.elements % 8 * bits) % 8 != 0, "TSW-404", "dtype", "one whose elements fill whole bytes here")
         known = np.uint32(lay.HAS_SHA256 | lay.HAS_SAMPLED)
-        allowed = known if base else np.uint32(0)
+        allowed = np.uint32(rules.value)
         wrong = flags & ~allowed if minor <= lay.MINOR else flags & known & ~allowed
         each(wrong != 0, "TSW-406", "flags", f"no bits but those of 0x{allowed:X}")
+        if rules is ListRules.SHARED:
+            each((flags & lay.HAS_SHA256) == 0, "TSW-406", "flags", "bit 0, for sha256 must be there")
         for name, flag in (("sha256", lay.HAS_SHA256), ("sampled", lay.HAS_SAMPLED)):
             each(((flags & flag) == 0) & any_set(records, name), "TSW-406", name, "zero where absent")
         unordered = np.zeros(len(self), np.bool_)
         unordered[order.wrong] = True
-        unordered[order.equal if base else self._unordered(order.equal)] = True
+        unordered[order.equal if rules is ListRules.BASE else self._unordered(order.equal, rules)] = True
 
         def after(at: int) -> Failure:
             found = f"{self.names[at][:80]!r} after {self.names[at - 1][:80]!r}"
@@ -184,21 +222,33 @@ class TensorList:
         report.each(large, "TSW-403", expected, shape, blocking=True)
         report.gate()
 
-    def _unordered(self, ties: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of the records of `extra` with the name of the one before, those that do not come after it by the rest."""
-        bad = []
+    def _unordered(self, ties: NDArray[np.int64], rules: ListRules) -> NDArray[np.int64]:
+        """Of the records with the name of the one before, those that do not come after it by the rest."""
+        bad, same = self._unordered_specs(ties)
+        if rules is ListRules.SHARED:
+            words = np.ascontiguousarray(self.records["sha256"]).view(">u8").reshape(-1, 4)
+            for column in range(4):
+                before, here = words[same - 1, column], words[same, column]
+                bad.append(same[before > here])
+                same = same[before == here]
+        return np.concatenate([*bad, same])
+
+    def _unordered_specs(self, ties: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Those that come before the one before by dtype and shape, and those that are as it is."""
+        bad: list[NDArray[np.int64]] = []
+        same: list[NDArray[np.int64]] = []
         for name in ("dtype", "ndim"):
             column = self.records[name]
             bad.append(ties[column[ties - 1] > column[ties]])
             ties = ties[column[ties - 1] == column[ties]]
         for axis in range(lay.MAX_DIMENSIONS):
             shorter = self.records["ndim"][ties] <= axis
-            bad.append(ties[shorter])  # they are the same
+            same.append(ties[shorter])
             ties = ties[~shorter]
             before, here = self.dims[self.starts[ties - 1] + axis], self.dims[self.starts[ties] + axis]
             bad.append(ties[before > here])
             ties = ties[before == here]
-        return np.concatenate([*bad, ties])
+        return bad, np.sort(np.concatenate([*same, ties]))
 
 
 def any_set(records: NDArray[Any], field: str) -> NDArray[np.bool_]:

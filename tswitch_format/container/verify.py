@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.container.digest import content_id
+from tswitch_format.container.index import SHARED
 from tswitch_format.container.reader import Container, Entry
 from tswitch_format.container.report import Report, StopReading
 from tswitch_format.errors import FormatError, OptionError, TswError, UnsupportedError
@@ -114,13 +115,14 @@ def raise_first(container: Container) -> None:
 def check_content(container: Container, report: Report, *, decode: bool) -> None:
     """Check padding and checksums of all segments, and with `decode` what they decode to, the digests and the content id."""
     end = lay.FRAME
-    for number, task in enumerate(container.index.tasks):
-        end = _check_paddings(container, task.segments, end, report)
+    for number in (SHARED, *range(len(container.index.tasks))):  # as they lie in the file
+        segments = container.index.tables[number].segments
+        end = _check_paddings(container, segments, end, report)
         if decode:
-            for entry in container.entries(number):
+            for entry in container.shared_arrays() if number == SHARED else container.entries(number):
                 _check_entry(entry, report)
         else:
-            for segment in range(len(task.segments)):
+            for segment in range(len(segments)):
                 with _taking(report):
                     container.segment(number, segment)
     _check_padding(container, end, container.frame.index_offset, report)

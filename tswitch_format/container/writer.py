@@ -21,12 +21,12 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import content_id
-from tswitch_format.container.index import Index, TaskTable
+from tswitch_format.container.index import Index, SharedArrays, TaskTable
 from tswitch_format.container.names import name_problem
 from tswitch_format.container.parse import parse
 from tswitch_format.container.report import Report
-from tswitch_format.container.segments import EncodedEntry
-from tswitch_format.container.tensors import TensorList
+from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
+from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.errors import FormatError, OptionError, TswError
 
 _BUFFER = 1 << 20  # bytes: many small segments make one write
@@ -45,6 +45,12 @@ class _Task:
     names: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Shared:
+    arrays: list[EncodedArray] = field(default_factory=list)
+    segments: list[tuple[Any, ...]] = field(default_factory=list)
+
+
 class ContainerWriter:
     """Writes one file. Use as a context manager: without `finish` and `commit`, nothing is left.
 
@@ -57,8 +63,15 @@ class ContainerWriter:
         self._file = AtomicFile(path)
         self._buffer = bytearray(lay.FRAME)  # the prologue's place; nothing that can fail happens before `__enter__`
         self._end = lay.FRAME
+        self._shared = _Shared()
         self._tasks: list[_Task] = []
         self._content_id: bytes | None = None
+
+    def add_shared(self, array: EncodedArray) -> int:
+        """Write an array that belongs to no task, before all tasks and in the order of section 5.5. Returns its number."""
+        self._shared.segments.extend(map(self._write, array.segments))
+        self._shared.arrays.append(replace(array, segments=()))
+        return len(self._shared.arrays) - 1
 
     def begin_task(
         self,
@@ -93,22 +106,24 @@ class ContainerWriter:
         digest = np.void(entry.sha256 if entry.sha256 is not None else bytes(32))
         task.extras.append(entry.spec if entry.added else None)
         task.entries.append(
-            (tensor, entry.kind, entry.dtype.id, entry.factor_dtype, flags, entry.knob, 0, entry.active, digest)
-        )
-        for segment in entry.segments:
-            offset = self._put(segment.data)
-            task.segments.append(
-                (
-                    offset,
-                    len(segment.data),
-                    segment.crc32c,
-                    segment.count,
-                    segment.role,
-                    segment.codec,
-                    segment.parameter,
-                    0,
-                )
+            (
+                tensor,
+                entry.kind,
+                entry.dtype.id,
+                entry.factor_dtype,
+                flags,
+                entry.knob,
+                entry.vector,
+                entry.active,
+                digest,
             )
+        )
+        task.segments.extend(map(self._write, entry.segments))
+
+    def _write(self, segment: EncodedSegment) -> tuple[Any, ...]:
+        """Write a segment; its record."""
+        offset, what = self._put(segment.data), (segment.role, segment.codec, segment.parameter, 0)
+        return (offset, len(segment.data), segment.crc32c, segment.count, *what)
 
     def _put(self, data: bytes | memoryview) -> int:
         """Append aligned bytes; where they begin."""
@@ -167,6 +182,11 @@ class ContainerWriter:
                 f"found {error.found} [{error.rule}]"
             ) from error
 
+    @property
+    def content_id(self) -> bytes | None:
+        """The content id of the finished file, before it is committed. None where digests are absent."""
+        return self._content_id
+
     def commit(self) -> bytes | None:
         """Make the finished file durable and visible. Returns the content id, None where digests are absent."""
         self._file.commit()
@@ -185,9 +205,14 @@ class ContainerWriter:
                     entries["tensor"][number] = numbers[_extra_key(spec)]
             segments: NDArray[Any] = np.array(task.segments, lay.SEGMENT)
             tables.append(TaskTable(task.name, entries, segments, task.recipe, task.checkpoint, task.metadata))
-        return replace(
-            self._header, extra=TensorList.build([specs[key] for key in sorted(specs)]), tasks=tables, content_id=None
+        arrays = self._shared.arrays
+        shared = SharedArrays(
+            TensorList.build([array.spec for array in arrays], [Digests(array.sha256, None) for array in arrays]),
+            np.array([array.role for array in arrays], np.uint8),
+            np.array(self._shared.segments, lay.SEGMENT),
         )
+        extra = TensorList.build([specs[key] for key in sorted(specs)])
+        return replace(self._header, extra=extra, tasks=tables, content_id=None, shared=shared)
 
     def __enter__(self) -> Self:
         return self

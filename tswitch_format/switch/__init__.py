@@ -6,6 +6,7 @@ file.py         SwitchFile: a .tsw file with its tasks, what `tswitch_format.ope
 base.py         is this the base that the file was made from?
 restore.py      base + file -> checkpoint
 validate.py     a file against the specification and its base
+overlap.py      the masks of several tasks compared: elements by the number of tasks, pairs of tasks
 transfer.py     entries from file to file: bundle, extract, repack
 
 options.py      what `pack` can be told, checked

@@ -100,6 +100,22 @@ def signed_values(
 
 
 @np.errstate(all="ignore")
+def vector_values(
+    knob: np.float32, coefficient: float, dtype: DType, elements: NDArray[np.generic], vector: DType
+) -> Floats:
+    """What a masked entry adds to its active elements: shared elements (1-D, storage dtype of `vector`) times knob and
+    coefficient, in the arithmetic type of a base of type `dtype`."""
+    kind = compute_dtype(dtype).type
+    wide: Floats = np.empty(elements.size, compute_dtype(vector))
+    to_float(elements, vector, wide)
+    values: Floats = wide.astype(kind, copy=False)
+    for factor in (knob, coefficient):
+        if factor != 1:
+            values *= kind(factor)
+    return values
+
+
+@np.errstate(all="ignore")
 def apply_chunk(
     elements: NDArray[np.generic], base: DType, target: DType, terms: Sequence[tuple[NDArray[np.int64], Floats]]
 ) -> NDArray[np.generic]:

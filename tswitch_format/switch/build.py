@@ -1,15 +1,18 @@
 """Masks, signs and scales that somebody else made -> a file: what importers call.
 
     GivenSwitch    one tensor of a task as a switch, its planes given chunk by chunk
-    GivenTask      a task: switches and dense tensors by name
+    GivenMask      one as a mask over a vector that tasks share
+    GivenVector    such a vector
+    GivenTask      a task: switches, masks and dense tensors by name
     build          base + tasks -> file, in bounded memory
+    write_tasks    the same, for tasks that are known only when their vectors are written
 
 `pack` makes switches of two checkpoints; here they exist already, and are stored as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,19 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._dtypes import DType
+from tswitch_format._dtypes import DTYPE_BY_NAME, F64, DType, Floats, dtype_of_array, from_float, to_float
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
 from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec, borrow_checkpoint
+from tswitch_format.codecs import bits
 from tswitch_format.container.index import Index
 from tswitch_format.container.names import name_problem
-from tswitch_format.container.segments import EncodedEntry
+from tswitch_format.container.segments import EncodedArray, EncodedEntry
 from tswitch_format.container.tensors import TensorList
 from tswitch_format.container.writer import ContainerWriter, in_file_order
-from tswitch_format.errors import CheckpointError, OptionError, UnknownNameError
+from tswitch_format.errors import CheckpointError, OptionError, PayloadError, UnknownNameError
 from tswitch_format.switch.base import base_digests, stored_name
-from tswitch_format.switch.encode import encode_dense, encode_ternary
+from tswitch_format.switch.encode import Vector, encode_dense, encode_masked, encode_ternary, encode_vector
 
 Progress = Callable[[int, int], None]
 ChunkPlanes = tuple[NDArray[np.int64], NDArray[np.bool_]]
@@ -65,12 +69,82 @@ class GivenSwitch:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenMask:
+    """A mask over the shared vector of its tensor. `chunk(number)` gives the mask of each chunk of 2^20 elements as a bit
+    string: u8[ceil(n / 8)], least significant bit first, unused bits zero. `knob`: what the vector is multiplied by, f32.
+    `dtype`: the expert's, or else the base's."""
+
+    chunk: Callable[[int], NDArray[np.uint8]]
+    knob: float = 1.0
+    dtype: DType | None = None
+
+    @classmethod
+    def of_flags(cls, flags: NDArray[np.generic], knob: float = 1.0) -> GivenMask:
+        """From an array of the tensor's shape: what is not 0 is active."""
+        flat = np.asarray(flags).reshape(-1)
+
+        def chunk(number: int) -> NDArray[np.uint8]:
+            return np.packbits(flat[number * lay.CHUNK : (number + 1) * lay.CHUNK] != 0, bitorder="little")
+
+        return cls(chunk, knob)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenVector:
+    """A vector of a base tensor's shape, which masks of several tasks select from. `dtype`: F16, BF16, F32 or F64;
+    `chunk(number)` gives each chunk of 2^20 of its elements, in the storage dtype (BF16 as u16 bit patterns)."""
+
+    dtype: DType
+    chunk: Callable[[int], NDArray[np.generic]]
+
+    @classmethod
+    def of_array(cls, array: NDArray[np.generic]) -> GivenVector:
+        """From an array of the tensor's shape. Raises OptionError where its type is no float type."""
+        dtype = dtype_of_array(array)
+        if dtype is None or not dtype.is_float:
+            raise OptionError(f"vector: expected an array of floats, found {array.dtype}")
+        if array.dtype.byteorder == ">":
+            array = array.astype(dtype.storage)
+        flat = np.ascontiguousarray(array).reshape(-1).view(dtype.storage)
+        return cls(dtype, lambda number: flat[number * lay.CHUNK : (number + 1) * lay.CHUNK])
+
+    @classmethod
+    def of_floats(cls, spec: TensorSpec, shared_dtype: str, chunk: Callable[[int], Floats]) -> GivenVector:
+        """From chunks of f32 or f64 numbers for the base's tensor `spec`, rounded to `vector_dtype`."""
+        dtype = vector_dtype(spec, shared_dtype)
+        return cls(dtype, lambda number: round_vector(chunk(number), dtype, spec))
+
+
+SHARED_DTYPES = ("F32", "BF16", "F16")
+
+
+def vector_dtype(spec: TensorSpec, shared_dtype: str) -> DType:
+    """The type in which the vector of a tensor is stored: "F32", "BF16" or "F16"; of an F64 tensor F64 with "F32"."""
+    if shared_dtype not in SHARED_DTYPES:
+        raise OptionError(f"shared_dtype: expected {', '.join(SHARED_DTYPES)}, found {shared_dtype!r}")
+    return F64 if spec.dtype is F64 and shared_dtype == "F32" else DTYPE_BY_NAME[shared_dtype]
+
+
+def round_vector(values: Floats, dtype: DType, spec: TensorSpec) -> NDArray[np.generic]:
+    """Elements of the vector of `spec` in the storage dtype of `dtype`. Raises OptionError where it cannot hold one."""
+    stored = from_float(values, dtype)
+    back: Floats = np.empty_like(values)
+    to_float(stored, dtype, back)
+    if not np.isfinite(back).all():
+        raise OptionError(
+            f"tensor {spec.name!r}: expected a vector that {dtype.name} can hold, found {np.abs(values).max():.4g}; take "
+            "another shared dtype, or mend the vector"
+        )
+    return stored
+
+
+@dataclass(frozen=True, slots=True)
 class GivenTask:
-    """A task: `switches` by the name of the base's tensor; `dense`: tensors that are stored whole, by name, each with the
-    checkpoint that has it and its name there; `recipe`: how the task was made, in words."""
+    """A task: `switches`, or masks, by the name of the base's tensor; `dense`: tensors that are stored whole, by name, each
+    with the checkpoint that has it and its name there; `recipe`: how the task was made, in words."""
 
     name: str
-    switches: Mapping[str, GivenSwitch]
+    switches: Mapping[str, GivenSwitch | GivenMask]
     dense: Mapping[str, tuple[CheckpointReader, str]] = field(default_factory=dict)
     recipe: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,6 +165,7 @@ def build(
     path: str | PathLike[str],
     tasks: Sequence[GivenTask],
     *,
+    vectors: Mapping[str, GivenVector] | None = None,
     profile: str = "archive",
     base_id: str | None = None,
     base_revision: str | None = None,
@@ -100,53 +175,124 @@ def build(
 ) -> BuildResult:
     """Write to `path` these tasks over `base` (a path, a mapping of arrays or an nn.Module). Memory: a tensor for each thread.
 
-    `progress` gets tensors done and in all. Raises UnknownNameError for a switch of a tensor that the base lacks, OptionError,
-    CheckpointError or OutputError; then nothing is written.
+    `vectors`: by the name of the base's tensor, for the masks of all tasks. `progress` gets tensors done and in all. Raises
+    UnknownNameError for a switch of a tensor that the base lacks, OptionError, CheckpointError or OutputError; then nothing is
+    written.
     """
-    if profile not in lay.PROFILES:
-        raise OptionError(f"profile: expected one of {', '.join(lay.PROFILES)}, found {profile!r}")
-    count = thread_count(threads)
-    path = Path(path)
+    place = Place(Path(path), profile, base_id, base_revision, dict(metadata or {}), thread_count(threads), progress)
     with borrow_checkpoint(base) as reader:
-        check_output(path, reader.paths)
-        specs = _base_specs(reader)
-        plans = [_plan(task, reader) for task in tasks]
-        total = len(specs) + sum(len(plan) for plan in plans)
-        numbers = {spec.name: number for number, spec in enumerate(specs)}
-        header = Index(
-            TensorList.build(specs),
-            profile=profile,
-            aliases={alias: numbers[name] for alias, name in reader.aliases.items()},
-            base_id=base_id,
-            base_revision=base_revision,
-            metadata=dict(metadata or {}),
-            writer=WRITER,
-        )
-        done = 0
+        makers: dict[str, MakeVector] = {}
+        for name, vector in (vectors or {}).items():
+            stored = _stored(reader, name)
+            if stored in makers:
+                raise OptionError(f"vector {name!r}: it and another name are one tied tensor; give it one vector")
+            makers[stored] = _vector_maker(reader.specs[stored], vector)
+        plans = [_Plan(task, reader, makers) for task in tasks]
+        _check_used(makers, plans)
+        return _write(reader, place, makers, lambda: plans, sum(len(plan.makers) for plan in plans))
 
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if progress:
-                progress(done, total)
 
-        kinds = dict.fromkeys(lay.Kind, 0)
-        with ContainerWriter(path, header) as writer:
-            for task, plan in zip(tasks, plans, strict=True):
-                writer.begin_task(task.name, recipe=task.recipe, checkpoint={}, metadata={})
-                for entry in ordered_map(lambda make: make(profile == "mapped"), plan, count):
-                    writer.add(entry)
-                    kinds[entry.kind] += 1
-                    advance()
-            digests = []
-            for digest in ordered_map(lambda spec: base_digests(reader, spec), specs, count):
-                digests.append(digest)
-                advance()
-            size = writer.finish(TensorList.build(specs, digests))
-            content_id = writer.commit()
-    return BuildResult(
-        path, size, content_id.hex() if content_id else "", kinds[lay.Kind.TERNARY], kinds[lay.Kind.DENSE]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file goes, and what it says of itself and its base."""
+
+    path: Path
+    profile: str
+    base_id: str | None
+    base_revision: str | None
+    metadata: Mapping[str, str]
+    threads: int
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        if self.profile not in lay.PROFILES:
+            raise OptionError(f"profile: expected one of {', '.join(lay.PROFILES)}, found {self.profile!r}")
+
+
+MakeVector = Callable[[bool], EncodedArray | None]
+
+
+def write_tasks(
+    base: CheckpointReader,
+    place: Place,
+    vectors: Mapping[str, MakeVector],
+    tasks: Callable[[], Sequence[GivenTask]],
+    entries: int,
+) -> BuildResult:
+    """Write vectors, then tasks. `vectors`: by name in `base.specs`, what makes each (for the mapped profile or not), called
+    once and from threads; one that gives None is left out. `tasks` is called when all are written. `entries`: how many there
+    will be at most.
+    """
+    written: set[str] = set()
+
+    def noting(name: str, make: MakeVector) -> MakeVector:
+        def noted(mapped: bool) -> EncodedArray | None:
+            made = make(mapped)
+            if made is not None:
+                written.add(name)
+            return made
+
+        return noted
+
+    makers = {name: noting(name, make) for name, make in vectors.items()}
+    return _write(base, place, makers, lambda: [_Plan(task, base, written) for task in tasks()], entries)
+
+
+def _write(
+    reader: CheckpointReader,
+    place: Place,
+    vectors: Mapping[str, MakeVector],
+    plans: Callable[[], Sequence[_Plan]],
+    entries: int,
+) -> BuildResult:
+    check_output(place.path, reader.paths)
+    specs = _base_specs(reader)
+    mapped = place.profile == "mapped"
+    numbers = {spec.name: number for number, spec in enumerate(specs)}
+    header = Index(
+        TensorList.build(specs),
+        profile=place.profile,
+        aliases={alias: numbers[name] for alias, name in reader.aliases.items()},
+        base_id=place.base_id,
+        base_revision=place.base_revision,
+        metadata=place.metadata,
+        writer=WRITER,
     )
+    total = len(specs) + len(vectors) + entries
+    done = 0
+
+    def advance(to: int | None = None) -> None:
+        nonlocal done
+        done = done + 1 if to is None else to
+        if place.progress:
+            place.progress(done, total)
+
+    kinds = dict.fromkeys(lay.Kind, 0)
+    written: dict[str, Vector] = {}
+    with ContainerWriter(place.path, header) as writer:
+        names = in_file_order(vectors)
+        for name, array in zip(
+            names, ordered_map(lambda name: vectors[name](mapped), names, place.threads), strict=True
+        ):
+            if array is not None:
+                written[name] = Vector(writer.add_shared(array), array.spec.dtype, array.sha256)
+            advance()
+        for plan in plans():
+            writer.begin_task(plan.task.name, recipe=plan.task.recipe, checkpoint={}, metadata={})
+            for entry in ordered_map(lambda make: make(mapped, written), plan.makers, place.threads):
+                writer.add(entry)
+                kinds[entry.kind] += 1
+                advance()
+        if done < len(vectors) + entries:  # fewer tensors may have changed than could have
+            advance(len(vectors) + entries)
+        digests = []
+        for digest in ordered_map(lambda spec: base_digests(reader, spec), specs, place.threads):
+            digests.append(digest)
+            advance()
+        size = writer.finish(TensorList.build(specs, digests))
+        content_id = writer.commit()
+    switches = kinds[lay.Kind.TERNARY] + kinds[lay.Kind.MASKED]
+    return BuildResult(place.path, size, content_id.hex() if content_id else "", switches, kinds[lay.Kind.DENSE])
 
 
 def _base_specs(reader: CheckpointReader) -> list[TensorSpec]:
@@ -157,21 +303,47 @@ def _base_specs(reader: CheckpointReader) -> list[TensorSpec]:
     return [reader.specs[name] for name in in_file_order(reader.specs)]
 
 
-_Make = Callable[[bool], EncodedEntry]
+def _stored(base: CheckpointReader, name: str) -> str:
+    stored = stored_name(base, name)
+    if stored is None:
+        raise UnknownNameError("tensor", name, base.specs, where=base.location)
+    return stored
 
 
-def _plan(task: GivenTask, base: CheckpointReader) -> list[_Make]:
-    """What makes each entry, in the order of the file. Everything that can be checked now is."""
-    switches: dict[str, GivenSwitch] = {}
+_Make = Callable[[bool, Mapping[str, Vector]], EncodedEntry]
+
+
+class _Plan:
+    """What makes each entry of a task, in the order of the file. Everything that can be checked before is."""
+
+    def __init__(self, task: GivenTask, base: CheckpointReader, vectors: Container[str]) -> None:
+        self.task = task
+        self.masked: set[str] = set()
+        self.makers = _makers(task, base)
+        for name, switch in task.switches.items():
+            if isinstance(switch, GivenMask):
+                stored = _stored(base, name)
+                self.masked.add(stored)
+                if stored not in vectors:
+                    raise OptionError(f"task {task.name!r}: {name!r} has a mask, but no vector; give one in vectors")
+
+
+def _check_used(vectors: Iterable[str], plans: Iterable[_Plan]) -> None:
+    used = set().union(*(plan.masked for plan in plans))
+    for name in vectors:
+        if name not in used:
+            raise OptionError(f"vector {name!r}: no task has a mask for it; leave it out")
+
+
+def _makers(task: GivenTask, base: CheckpointReader) -> list[_Make]:
+    switches: dict[str, GivenSwitch | GivenMask] = {}
     for name, switch in task.switches.items():
-        stored = stored_name(base, name)
-        if stored is None:
-            raise UnknownNameError("tensor", name, base.specs, where=base.location)
+        stored = _stored(base, name)
         if stored in switches:
             raise OptionError(f"task {task.name!r}: {name!r} and another name are one tied tensor; give it one switch")
         _check(task, base.specs[stored], switch)
         switches[stored] = switch
-    made = {name: _switch_maker(base.specs[name], switch) for name, switch in switches.items()}
+    made = {name: _maker(base.specs[name], switch) for name, switch in switches.items()}
     added: dict[str, _Make] = {}
     for name, (reader, stored) in task.dense.items():
         target = stored_name(base, name) or name
@@ -186,32 +358,89 @@ def _plan(task: GivenTask, base: CheckpointReader) -> list[_Make]:
     return [made[name] for name in in_file_order(made)] + [added[name] for name in in_file_order(added)]
 
 
-def _check(task: GivenTask, spec: TensorSpec, switch: GivenSwitch) -> None:
+def _check(task: GivenTask, spec: TensorSpec, switch: GivenSwitch | GivenMask) -> None:
     """Raise OptionError for a switch that does not fit its tensor."""
     where = f"task {task.name!r}: tensor {spec.name!r}"
     rows = spec.shape[0] if spec.shape else 1
     columns = spec.elements // max(rows, 1)
     if not spec.dtype.is_float or not (switch.dtype or spec.dtype).is_float:
         raise OptionError(f"{where}: expected a float tensor, found {spec}; store it whole")
-    if not np.isfinite(np.float32(switch.knob)):
+    with np.errstate(over="ignore"):
+        knob = np.float32(switch.knob)
+    if not np.isfinite(knob):
         raise OptionError(f"{where}: expected a knob that is finite in f32, found {switch.knob}")
+    if isinstance(switch, GivenMask):
+        return
     for what, factors, size in (("row", switch.rows, rows), ("column", switch.columns, columns)):
         if factors is not None and (factors.shape != (size,) or not np.isfinite(factors).all()):
             raise OptionError(f"{where}: expected {size} finite {what} factors, found shape {list(factors.shape)}")
 
 
-def _switch_maker(spec: TensorSpec, switch: GivenSwitch) -> _Make:
-    return lambda mapped: encode_ternary(
+def _maker(spec: TensorSpec, switch: GivenSwitch | GivenMask) -> _Make:
+    chunks = range(lay.chunks_of(spec.elements))
+    if isinstance(switch, GivenMask):
+        return lambda mapped, vectors: encode_masked(
+            spec,
+            switch.dtype or spec.dtype,
+            np.float32(switch.knob),
+            vectors[spec.name],
+            (_checked_mask(spec, number, switch.chunk(number)) for number in chunks),
+            mapped=mapped,
+        )
+    return lambda mapped, vectors: encode_ternary(
         spec,
         switch.dtype or spec.dtype,
         np.float32(switch.knob),
         switch.rows,
         switch.columns,
         lay.FactorDType.F32,
-        (switch.chunk(number) for number in range(lay.chunks_of(spec.elements))),
+        (switch.chunk(number) for number in chunks),
         mapped=mapped,
     )
 
 
+def _chunk_elements(spec: TensorSpec, number: int) -> int:
+    return min(lay.CHUNK, spec.elements - number * lay.CHUNK)
+
+
+def _checked_mask(spec: TensorSpec, number: int, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return checked_bits(packed, _chunk_elements(spec, number), f"tensor {spec.name!r}: mask of chunk {number}")
+
+
+def checked_bits(packed: NDArray[np.uint8], elements: int, where: str) -> NDArray[np.uint8]:
+    """A mask's bit string that somebody gave, contiguous. Raises OptionError unless it is one of so many elements."""
+    packed = np.asarray(packed)
+    if packed.shape != (bits.nbytes(elements),) or packed.dtype != np.uint8:
+        raise OptionError(
+            f"{where}: expected uint8[{bits.nbytes(elements)}], {elements} bits, found {packed.dtype}{list(packed.shape)}"
+        )
+    packed = np.ascontiguousarray(packed)
+    try:
+        bits.check_tail(packed, elements)
+    except PayloadError as error:
+        raise OptionError(f"{where}: {error}") from error
+    return packed
+
+
+def _vector_maker(spec: TensorSpec, vector: GivenVector) -> MakeVector:
+    if not spec.dtype.is_float or not vector.dtype.is_float:
+        raise OptionError(
+            f"vector of {spec.name!r}: expected a float type for a float tensor, found {vector.dtype.name}"
+        )
+
+    def chunk(number: int) -> NDArray[np.generic]:
+        made = vector.chunk(number)
+        if made.shape != (_chunk_elements(spec, number),) or made.dtype != vector.dtype.storage:
+            raise OptionError(
+                f"vector of {spec.name!r}: chunk {number}: expected {_chunk_elements(spec, number)} elements of "
+                f"{vector.dtype.storage}, found {made.dtype}{list(made.shape)}"
+            )
+        return made
+
+    chunks = range(lay.chunks_of(spec.elements))
+    made = TensorSpec(spec.name, vector.dtype, spec.shape)
+    return lambda mapped: encode_vector(made, map(chunk, chunks), mapped=mapped)
+
+
 def _dense_maker(spec: TensorSpec, reader: CheckpointReader, stored: str, *, added: bool) -> _Make:
-    return lambda mapped: encode_dense(spec, reader, stored, added=added, mapped=mapped)
+    return lambda mapped, vectors: encode_dense(spec, reader, stored, added=added, mapped=mapped)

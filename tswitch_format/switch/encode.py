@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from tswitch_format._dtypes import DType
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
 from tswitch_format.codecs import array, bits, plane
 from tswitch_format.container.digest import EntryDigest
-from tswitch_format.container.segments import EncodedEntry, EncodedSegment
+from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.switch.apply import Codes
 
 Planes = Iterable[tuple[NDArray[np.int64], NDArray[np.bool_]]]  # a chunk: active positions, and which are negative
@@ -76,6 +78,56 @@ def encode_dense(spec: TensorSpec, reader: CheckpointReader, stored: str, *, add
     return EncodedEntry(spec, lay.Kind.DENSE, spec.dtype, segments, digest.digest(), added=added)
 
 
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A shared vector that is in the file already: its number, element type and SHA-256."""
+
+    number: int
+    dtype: DType
+    sha256: bytes
+
+
+def encode_masked(
+    spec: TensorSpec,
+    dtype: DType,
+    knob: np.float32,
+    vector: Vector,
+    masks: Iterable[NDArray[np.uint8]],
+    *,
+    mapped: bool,
+) -> EncodedEntry:
+    """Encode a mask over a shared vector. `masks`: the bit string of every chunk in order, unused bits zero."""
+    digest = EntryDigest(lay.Kind.MASKED, dtype, spec.shape)
+    digest.masked(knob, vector.dtype.id, vector.sha256)
+    segments = []
+    for number, packed in enumerate(masks):
+        digest.update(packed)
+        encoded = plane.encode_packed(packed, min(lay.CHUNK, spec.elements - number * lay.CHUNK), mapped=mapped)
+        segments.append(_segment(lay.Role.MASK, encoded))
+    return EncodedEntry(
+        spec,
+        lay.Kind.MASKED,
+        dtype,
+        segments,
+        digest.digest(),
+        knob=knob,
+        active=sum(segment.count for segment in segments),
+        vector=vector.number,
+    )
+
+
+def encode_vector(spec: TensorSpec, chunks: Iterable[NDArray[np.generic]], *, mapped: bool) -> EncodedArray:
+    """Encode a shared vector. `chunks`: its elements in storage dtype, a chunk after the other."""
+    digest = hashlib.sha256()
+    segments = []
+    for chunk in chunks:
+        raw = np.ascontiguousarray(chunk).view(np.uint8)
+        digest.update(raw.data)
+        codec, encoded = array.encode(raw, mapped=mapped)
+        segments.append(EncodedSegment.make(lay.Role.DATA, codec, 0, chunk.size, encoded))
+    return EncodedArray(lay.SharedRole.VECTOR, spec, digest.digest(), segments)
+
+
 def encode_removed(spec: TensorSpec) -> EncodedEntry:
     """Encode that a tensor of the base is not there in the expert."""
     digest = EntryDigest(lay.Kind.REMOVED, spec.dtype, spec.shape).digest()
@@ -83,7 +135,10 @@ def encode_removed(spec: TensorSpec) -> EncodedEntry:
 
 
 def _plane_segment(role: lay.Role, positions: NDArray[np.int64], n: int, *, mapped: bool) -> EncodedSegment:
-    encoded = plane.encode(positions, n, mapped=mapped)
+    return _segment(role, plane.encode(positions, n, mapped=mapped))
+
+
+def _segment(role: lay.Role, encoded: plane.EncodedPlane) -> EncodedSegment:
     return EncodedSegment.make(role, encoded.codec, encoded.parameter, encoded.count, encoded.data)
 
 

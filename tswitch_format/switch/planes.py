@@ -27,6 +27,8 @@ from tswitch_format.switch.tensor import Switch
 BLOCK = 1024  # bytes of codes that a kernel's program begins and ends with: the table is 3 % of them
 BYTE, START, RANK, SIGN = range(4)  # columns of the table
 
+_NO_SIGNS = np.empty(0, np.uint8)  # of masked switches
+
 
 class Form(IntEnum):
     """How a mask is kept in memory."""
@@ -48,12 +50,13 @@ class Mode(IntEnum):
     PUT_BACK = 3  # target = other
     ROUND = 4  # target = other, f32 elements, rounded to its dtype
     VALUES = 5  # target = values, in f32 or f64
-    SIGNS = 6  # target = -1 or 1, in i8
+    SIGNS = 6  # target = -1 or 1, in i8; of a masked switch the sign of the vector's element, which may be 0
 
 
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """Mask and sign of a switch of `elements` elements, `active` of them active.
+    """Mask and sign of a switch of `elements` elements, `active` of them active. A masked switch has no signs: `signs` is
+    empty, and the bits that the table counts are not there.
 
     `codes` u8: gap bytes or bitmap, chunk after chunk. `signs` u8: bit strings, 1 = negative, each chunk's begun in a byte of
     its own. `blocks` i64[B + 1, 4]: for each run of at most `BLOCK` codes of one chunk, and for the end, its first code, the
@@ -86,9 +89,9 @@ def form_of(elements: int, active: int) -> Form:
 
 
 def planes(switch: Switch) -> Planes:
-    """The planes of a ternary switch or of a slice of one. Decodes the chunks that it overlaps.
+    """The planes of a ternary or masked switch or of a slice of one. Decodes the chunks that it overlaps.
 
-    Raises FormatError for a damaged chunk, OptionError for a switch that is not ternary.
+    Raises FormatError for a damaged chunk, OptionError for a switch of another kind.
     """
     if not switch.is_whole:
         return _planes_of_slice(switch)
@@ -113,18 +116,23 @@ def pack_chunk(switch: Switch, form: Form, number: int) -> ChunkPlanes:
         beyond = entry.chunk_elements(number) % 8
         if bits.count_ones(codes) != count or (beyond and int(codes[-1]) >> beyond):
             raise TswError(f"tensor {switch.name!r}: its file changed while it was read; files are never written into")
-    return ChunkPlanes(codes, entry.sign_packed(number), count, _blocks(form, codes))
+    signs = entry.sign_packed(number) if entry.kind is lay.Kind.TERNARY else _NO_SIGNS
+    return ChunkPlanes(codes, signs, count, _blocks(form, codes))
 
 
 def _planes_of_slice(switch: Switch) -> Planes:
     chunks = list(switch.chunks())
     places = np.concatenate([np.empty(0, np.int64), *(switch.places(chunk) for chunk in chunks)])
-    negative = np.concatenate([np.empty(0, np.bool_), *(chunk.negative for chunk in chunks)])
+    negative = None
+    if switch.entry.kind is lay.Kind.TERNARY:
+        negative = np.concatenate([np.empty(0, np.bool_), *(switch.negative(chunk) for chunk in chunks)])
     form = Form.BITMAP if switch.entry.mapped else form_of(switch.elements, places.size)
     return assemble(form, switch.elements, list(_cut(form, switch.elements, places, negative)))
 
 
-def _cut(form: Form, elements: int, places: NDArray[np.int64], negative: NDArray[np.bool_]) -> Iterator[ChunkPlanes]:
+def _cut(
+    form: Form, elements: int, places: NDArray[np.int64], negative: NDArray[np.bool_] | None
+) -> Iterator[ChunkPlanes]:
     for start in range(0, elements, lay.CHUNK):
         low, high = np.searchsorted(places, (start, start + lay.CHUNK))
         positions = places[low:high] - start
@@ -132,7 +140,7 @@ def _cut(form: Form, elements: int, places: NDArray[np.int64], negative: NDArray
             codes = bits.pack_positions(positions, min(lay.CHUNK, elements - start))
         else:
             codes = plane.gap_bytes(positions)
-        signs = np.packbits(negative[low:high], bitorder="little")
+        signs = _NO_SIGNS if negative is None else np.packbits(negative[low:high], bitorder="little")
         yield ChunkPlanes(codes, signs, int(high - low), _blocks(form, codes))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._dtypes import DTYPE_BY_NAME, DType
+from tswitch_format._dtypes import DTYPE_BY_NAME, DType, Floats
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import (
@@ -25,12 +25,14 @@ from tswitch_format.checkpoint import (
     create_checkpoint,
 )
 from tswitch_format.errors import CheckpointError, OptionError, TswError
-from tswitch_format.switch.apply import apply_chunk, proper_coefficient, signed_values
+from tswitch_format.switch.apply import apply_chunk, proper_coefficient
 from tswitch_format.switch.base import base_problems, file_name, stored_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 
 Progress = Callable[[int, int], None]
+Term = tuple[NDArray[np.int64], Floats]  # positions in a chunk, ascending, and what is added there
+Combine = Callable[[Sequence[tuple[Switch, float]], int, DType], Sequence[Term]]  # of a chunk, for a base of that type
 Tasks = Sequence[str | tuple[str, float]] | Mapping[str, float]
 
 
@@ -75,31 +77,57 @@ def restore(
     written.
     """
     count = thread_count(threads)
-    out = Path(out)
     with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
-        chosen = _chosen(file, tasks)
-        check_output(out, (*reader.paths, file.path))
-        for problem in base_problems(file.base, reader, digests=check_base):
-            raise problem
-        outputs = _plan(file, reader, chosen)
-        metadata: dict[str, str] = {}
-        for name, _ in chosen:
-            metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
-        writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
-        try:
-            total = sum(o.spec.nbytes for o in outputs)
-            done = 0
-            for written in ordered_map(lambda unit: _write(unit, reader, writer), _units(outputs), count):
-                done += written
-                if progress:
-                    progress(done, total)
-            writer.commit()
-        finally:
-            writer.abort()
-        return RestoreResult(out, len(outputs), total)
+        chosen = chosen_tasks(file, tasks)
+        return write_combined(
+            reader, file, Path(out), chosen, added, check_base=check_base, threads=count, progress=progress
+        )
 
 
-def _chosen(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
+def added(switches: Sequence[tuple[Switch, float]], number: int, base: DType) -> Sequence[Term]:
+    """Several tasks as section 10 has them: each added with its coefficient, one after the other."""
+    terms = []
+    for switch, coefficient in switches:
+        chunk = switch.chunk(number)
+        terms.append((chunk.positions, switch.values(chunk, coefficient, base)))
+    return terms
+
+
+def write_combined(
+    reader: CheckpointReader,
+    file: SwitchFile,
+    out: Path,
+    chosen: Sequence[tuple[str, float]],
+    combine: Combine,
+    *,
+    check_base: bool,
+    threads: int,
+    progress: Progress | None,
+) -> RestoreResult:
+    """Write what a base and tasks make, chunk by chunk: `combine` says what is added to the base's elements."""
+    check_output(out, (*reader.paths, file.path))
+    for problem in base_problems(file.base, reader, digests=check_base):
+        raise problem
+    outputs = _plan(file, reader, chosen)
+    metadata: dict[str, str] = {}
+    for name, _ in chosen:
+        metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
+    writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
+    try:
+        total = sum(o.spec.nbytes for o in outputs)
+        done = 0
+        for written in ordered_map(lambda unit: _write(unit, reader, writer, combine), _units(outputs), threads):
+            done += written
+            if progress:
+                progress(done, total)
+        writer.commit()
+    finally:
+        writer.abort()
+    return RestoreResult(out, len(outputs), total)
+
+
+def chosen_tasks(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
+    """Names and coefficients; without `tasks` the file's only one. Raises OptionError or UnknownNameError."""
     if tasks is None:
         if len(file.tasks) != 1:
             raise OptionError(
@@ -145,11 +173,10 @@ def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str
         if target is None:
             raise CheckpointError(f"{reader.location}: tensor {name!r} is none of the base's; give the right base")
         terms = found.get(name, found.get(target, []))
-        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0 or switch.kind != "ternary"]
-        kinds = {switch.kind for switch, _ in terms}
-        if kinds - {"ternary"}:
+        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0 or not switch.is_additive]
+        if not all(switch.is_additive for switch, _ in terms):
             _check_whole(name, terms)
-            if kinds == {"dense"}:
+            if terms[0][0].kind == "dense":
                 outputs.append(_dense(name, terms[0][0]))
             continue
         spec = file.base.spec(target)
@@ -200,7 +227,7 @@ def _buffer(nbytes: int) -> NDArray[np.uint8]:
     return found[:nbytes]
 
 
-def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: CheckpointWriter) -> int:
+def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: CheckpointWriter, combine: Combine) -> int:
     """Make and write one chunk of one tensor; its bytes."""
     output, number = unit
     start = number * lay.CHUNK
@@ -211,11 +238,7 @@ def _write(unit: tuple[_Output, int], reader: CheckpointReader, writer: Checkpoi
         base = output.base
         block = _buffer(base.nbytes(elements))
         reader.read_into(output.stored or output.spec.name, base.nbytes(start), block)
-        terms = []
-        for switch, coefficient in output.switches:
-            chunk = switch.chunk(number)
-            values = signed_values(switch.scale, coefficient, base, chunk.start, chunk.positions, chunk.negative)
-            terms.append((chunk.positions, values))
+        terms = combine(output.switches, number, base) if output.switches else ()
         if terms:
             made = apply_chunk(block.view(base.storage), base, output.spec.dtype, terms)
             raw = np.ascontiguousarray(made).view(np.uint8)

@@ -18,16 +18,27 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container.reader import Entry
 from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import BaseMismatchError, OptionError
-from tswitch_format.switch.apply import Codes, Scale, apply_chunk, factor_values, proper_coefficient, signed_values
+from tswitch_format.switch.apply import (
+    Codes,
+    Scale,
+    apply_chunk,
+    factor_values,
+    proper_coefficient,
+    signed_values,
+    vector_values,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveChunk:
-    """Active elements in one chunk of a view: `positions` count from flat element `start` of the whole tensor."""
+    """Active elements in one chunk of a view: `positions` count from flat element `start` of the whole tensor.
+
+    `kept`: which of the active elements of the whole chunk these are; None if all.
+    """
 
     start: int
     positions: NDArray[np.int64]
-    negative: NDArray[np.bool_]
+    kept: slice | NDArray[np.bool_] | None = None
 
 
 class Switch:
@@ -63,8 +74,13 @@ class Switch:
 
     @property
     def kind(self) -> str:
-        """ "ternary", "dense" or "removed"."""
+        """ "ternary", "masked", "dense" or "removed"."""
         return self._entry.kind.name.lower()
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether it has a mask and adds to the base: kinds "ternary" and "masked"."""
+        return self._entry.kind in lay.SWITCH_KINDS
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,11 +188,22 @@ class Switch:
         return out.reshape(self.shape)
 
     def sign(self) -> NDArray[np.int8]:
-        """Polarity: int8, shape of the view; -1, 0 (not active) or +1."""
+        """Polarity: int8, shape of the view; -1, 0 (not active) or +1. Of a masked entry: that of the shared vector."""
         out = np.zeros(self.elements, np.int8)
         for chunk in self.chunks():
-            out[self.places(chunk)] = 1 - 2 * chunk.negative.astype(np.int8)
+            if self._entry.kind is lay.Kind.MASKED:
+                values = vector_values(np.float32(1), 1.0, self._base.dtype, *self._shared(chunk))
+                out[self.places(chunk)] = (values > 0).astype(np.int8) - (values < 0)  # of NaN 0
+            else:
+                out[self.places(chunk)] = 1 - 2 * self.negative(chunk).astype(np.int8)
         return out.reshape(self.shape)
+
+    def vector(self) -> NDArray[Any]:
+        """The shared vector of a masked entry, which other tasks of the file use too: shape of the view, storage dtype (BF16
+        as uint16 bit patterns). Raises OptionError for other kinds."""
+        if self._entry.kind is not lay.Kind.MASKED:
+            raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no shared vector; use delta()")
+        return Switch(self._entry.vector, self.task, None, self._base, self._rows, self._columns).data()
 
     def indices(self) -> NDArray[np.int64]:
         """Active elements as flat indices into the view in C order, ascending: int64[active]."""
@@ -391,20 +418,31 @@ class Switch:
 
     def chunk(self, number: int) -> ActiveChunk:
         """Active elements of the view in one chunk of the tensor."""
-        if self._entry.kind is not lay.Kind.TERNARY:
+        if not self.is_additive:
             raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
-        start, stop = self._range()
         begin = number * lay.CHUNK
         positions = self._entry.mask_positions(number)
-        negative = self._entry.sign_flags(number)
-        if start > begin or stop < begin + self._entry.chunk_elements(number):
-            low, high = np.searchsorted(positions, (start - begin, stop - begin))
-            positions, negative = positions[low:high], negative[low:high]
+        if self.is_whole:
+            return ActiveChunk(begin, positions)
+        start, stop = self._range()
+        low, high = np.searchsorted(positions, (start - begin, stop - begin))
+        kept: slice | NDArray[np.bool_] = slice(low, high)
         if self._columns is not None:
             inside, columns = self._column_range(), (positions + begin) % self._entry.column_count
             kept = (columns >= inside[0]) & (columns < inside[1])
-            positions, negative = positions[kept], negative[kept]
-        return ActiveChunk(begin, positions, negative)
+            kept[:low] = kept[high:] = False
+        return ActiveChunk(begin, positions[kept], kept)
+
+    def negative(self, chunk: ActiveChunk) -> NDArray[np.bool_]:
+        """For each of the active elements of a chunk of a ternary entry: whether its sign bit is 1."""
+        flags = self._entry.sign_flags(chunk.start // lay.CHUNK)
+        return flags if chunk.kept is None else flags[chunk.kept]
+
+    def _shared(self, chunk: ActiveChunk) -> tuple[NDArray[np.generic], DType]:
+        """The shared vector's elements where those of a chunk are active, and their type."""
+        vector = self._entry.vector
+        elements = vector.data(chunk.start // lay.CHUNK).view(vector.dtype.storage)
+        return elements.take(chunk.positions), vector.dtype
 
     def places(self, chunk: ActiveChunk) -> NDArray[np.int64]:
         """Where the active elements of a chunk lie in the view: flat indices in C order, ascending."""
@@ -421,7 +459,13 @@ class Switch:
         dtype = base or self._base.dtype
         coefficient = proper_coefficient(coefficient, dtype, f"tensor {self.name!r}")
         for chunk in self.chunks():
-            yield chunk, signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, chunk.negative)
+            yield chunk, self.values(chunk, coefficient, dtype)
+
+    def values(self, chunk: ActiveChunk, coefficient: float, dtype: DType) -> Floats:
+        """What is added to the active elements of a chunk, in the arithmetic type of a base of type `dtype`."""
+        if self._entry.kind is lay.Kind.MASKED:
+            return vector_values(self._entry.knob, coefficient, dtype, *self._shared(chunk))
+        return signed_values(self.scale, coefficient, dtype, chunk.start, chunk.positions, self.negative(chunk))
 
     def _entry_factors(self, role: lay.Role) -> NDArray[np.float32] | None:
         rows = self._rows if role is lay.Role.ROW_FACTORS and self._rows else (0, None)

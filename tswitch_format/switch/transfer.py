@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tswitch_format import _layout as lay
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
 from tswitch_format.atomic import check_output
 from tswitch_format.codecs import array
-from tswitch_format.container.index import Index, TaskTable
-from tswitch_format.container.reader import Container, Entry
-from tswitch_format.container.segments import EncodedEntry, EncodedSegment
+from tswitch_format.container.index import Index, SharedArrays, TaskTable
+from tswitch_format.container.reader import Container, Entry, SharedArray
+from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import TensorList
 from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import BaseMismatchError, OptionError
-from tswitch_format.switch.encode import encode_ternary
+from tswitch_format.switch.encode import Vector, encode_masked, encode_ternary
 
 Progress = Callable[[int, int], None]
 
@@ -103,7 +106,7 @@ def _open(path: Path) -> Container:
 
 
 def _header(index: Index) -> Index:
-    return replace(index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER)
+    return replace(index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER, shared=SharedArrays())
 
 
 def _check_same_base(first: Container, other: Container) -> None:
@@ -152,16 +155,46 @@ def _write(
     total = sum(len(container.index.tasks[number].entries) for container, number in picked)
     done = 0
     with ContainerWriter(out, header) as writer:
+        numbers = _write_shared(writer, picked, anew=encode is not None, mapped=header.mapped)
         for container, number in picked:
             task: TaskTable = container.index.tasks[number]
             writer.begin_task(task.name, recipe=task.recipe, checkpoint=task.checkpoint, metadata=task.metadata)
             for entry in ordered_map(encode or _copy, container.entries(number), threads):
-                writer.add(entry)
+                vector = numbers[container, entry.vector] if entry.kind is lay.Kind.MASKED else 0
+                writer.add(replace(entry, vector=vector))
                 done += 1
                 if progress:
                     progress(done, total)
         writer.finish()
         writer.commit()
+
+
+def _write_shared(
+    writer: ContainerWriter, picked: Sequence[tuple[Container, int]], *, anew: bool, mapped: bool
+) -> dict[tuple[Container, int], int]:
+    """Write the shared arrays that the tasks use, equal ones once; (container, number there) -> number in the new file."""
+    used: dict[tuple[Container, int], SharedArray] = {}
+    for container, number in picked:
+        entries = container.index.tasks[number].entries
+        for vector in np.unique(entries["vector"][entries["kind"] == lay.Kind.MASKED]).tolist():
+            used[container, vector] = container.shared(vector)
+    numbers: dict[tuple[Container, int], int] = {}
+    written: dict[Any, int] = {}
+    for place, shared in sorted(used.items(), key=lambda item: _shared_order(item[1])):
+        key = _shared_order(shared)
+        if key not in written:
+            if anew and shared.content_digest() != shared.sha256:
+                raise shared.other_content(shared.content_digest())
+            segments = _data(shared, mapped) if anew else shared.stored_segments()
+            written[key] = writer.add_shared(EncodedArray(shared.role, shared.spec, shared.sha256 or b"", segments))
+        numbers[place] = written[key]
+    return numbers
+
+
+def _shared_order(array: SharedArray) -> tuple[Any, ...]:
+    """What shared arrays ascend by in a file (spec section 5.5)."""
+    spec = array.spec
+    return spec.name.encode(), spec.dtype.id, len(spec.shape), spec.shape, array.sha256
 
 
 def _copy(entry: Entry) -> EncodedEntry:
@@ -180,17 +213,22 @@ def _entry(entry: Entry, segments: Iterator[EncodedSegment]) -> EncodedEntry:
         entry.factor_dtype,
         entry.flags,
         entry.active,
+        int(entry.record["vector"]),
     )
 
 
 def _encode(entry: Entry, mapped: bool) -> EncodedEntry:
     """The same content in another profile."""
+    if entry.kind is lay.Kind.MASKED:
+        vector = Vector(entry.vector.number, entry.vector.dtype, entry.vector.sha256 or b"")
+        masks = (entry.mask_packed(chunk) for chunk in range(entry.chunks))
+        return _checked(entry, encode_masked(entry.spec, entry.dtype, entry.knob, vector, masks, mapped=mapped))
     if entry.kind is not lay.Kind.TERNARY:
         found = entry.content_digest()
         if entry.sha256 not in (None, found):
             raise entry.other_content(found)
         return _entry(entry, _data(entry, mapped))
-    made = encode_ternary(
+    switch = encode_ternary(
         entry.spec,
         entry.dtype,
         entry.knob,
@@ -200,6 +238,11 @@ def _encode(entry: Entry, mapped: bool) -> EncodedEntry:
         ((entry.mask_positions(chunk), entry.sign_flags(chunk)) for chunk in range(entry.chunks)),
         mapped=mapped,
     )
+    return _checked(entry, switch)
+
+
+def _checked(entry: Entry, made: EncodedEntry) -> EncodedEntry:
+    """An entry encoded anew. Raises FormatError where its content is not what the digest says."""
     if entry.sha256 is None:
         return replace(made, sha256=None)
     if entry.sha256 != made.sha256:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from .bits import positions_of_ones
 from .digest import entry_digest, sampled_digest, tensor_digest
 from .errors import BrokenError, UsageError, shown
-from .layout import CHUNK, DENSE, DTYPES, F64, TERNARY
-from .model import Entry, File, Segment, Task, Tensor
+from .layout import CHUNK, DENSE, DTYPES, F64, SWITCHES
+from .model import Entry, File, Segment, Shared, Task, Tensor
 from .numerics import decode, decode_factors, encode, fl32, fl64
 
 
@@ -47,14 +47,14 @@ def apply(file: File, base: dict[str, Array], chosen: list[tuple[str, float]]) -
     changes: dict[str, list[Change]] = {}
     for task, coefficient in tasks:
         for entry in task.entries:
-            if entry.kind != TERNARY or coefficient != 0:
+            if entry.kind not in SWITCHES or coefficient != 0:
                 changes.setdefault(entry.tensor.name, []).append((coefficient, entry))
     for name, changing in changes.items():
         _check_agreement(file, name, changing)
     result = {tensor.name: base[tensor.name] for tensor in file.base.tensors if tensor.name not in changes}
     for name, changing in changes.items():
         entry = changing[0][1]
-        if entry.kind == TERNARY:
+        if entry.kind in SWITCHES:
             result[name] = _change(file, base[name], changing)
         elif entry.kind == DENSE:
             data = b"".join(file.content(segment) for segment in entry.data)
@@ -103,10 +103,10 @@ def _check_digests(name: str, tensor: Tensor, array: Array) -> None:
 
 
 def _check_agreement(file: File, name: str, changes: list[Change]) -> None:
-    """Rule 903: ternary entries of one dtype, or entries of one content."""
+    """Rule 903: switches of one dtype, or entries of one content."""
     where = f"the tasks' entries for {shown(name)}"
     entries = [entry for _, entry in changes]
-    if all(entry.kind == TERNARY for entry in entries):
+    if all(entry.kind in SWITCHES for entry in entries):
         dtypes = {DTYPES[entry.dtype][0] for entry in entries}
         if len(dtypes) > 1:
             raise BrokenError("TSW-903", "one dtype", " and ".join(sorted(dtypes)), where)
@@ -115,7 +115,7 @@ def _check_agreement(file: File, name: str, changes: list[Change]) -> None:
 
 
 def _change(file: File, base: Array, changes: list[Change]) -> Array:
-    """A base tensor after the ternary entries of one or more tasks."""
+    """A base tensor after the ternary and masked entries of one or more tasks."""
     first = changes[0][1]
     tensor, dtype = first.tensor, first.dtype
     rounded = fl64 if tensor.dtype == F64 else fl32
@@ -127,8 +127,11 @@ def _change(file: File, base: Array, changes: list[Change]) -> Array:
         values = decode(tensor.dtype, stored)
         active: dict[int, float] = {}
         for (_, entry), step in zip(changes, steps, strict=True):
-            mask, sign = entry.masks[chunk], entry.signs[chunk]
-            negative = set(positions_of_ones(file.content(sign), sign.size))
+            mask = entry.masks[chunk]
+            negative = set()
+            if entry.signs:
+                sign = entry.signs[chunk]
+                negative = set(positions_of_ones(file.content(sign), sign.size))
             for number, position in enumerate(positions_of_ones(file.content(mask), mask.size)):
                 value = step(chunk * CHUNK + position)
                 before = active.get(position, values[position])
@@ -146,6 +149,8 @@ def _change(file: File, base: Array, changes: list[Change]) -> Array:
 def _step(file: File, entry: Entry, coefficient: float, rounded: Callable[[float], float]) -> Callable[[int], float]:
     """How far an active element moves, by its number: knob, row factor, column factor, coefficient, in this order."""
     (knob,) = struct.unpack("<f", entry.knob)
+    if entry.vector is not None:
+        return _masked_step(file, entry.vector, knob, coefficient, rounded)
     rows = _factors(file, entry, entry.row_factors)
     columns = _factors(file, entry, entry.column_factors)
     row_length = entry.tensor.elements // entry.tensor.shape[0] if rows or columns else 1
@@ -164,6 +169,26 @@ def _step(file: File, entry: Entry, coefficient: float, rounded: Callable[[float
         return step
     same = step(0)
     return lambda element: same
+
+
+def _masked_step(
+    file: File, vector: Shared, knob: float, coefficient: float, rounded: Callable[[float], float]
+) -> Callable[[int], float]:
+    """The same of a masked entry: element of the vector, knob, coefficient, in this order."""
+    kept: dict[int, list[float]] = {}
+    scales = [rounded(scale) for scale in (knob, coefficient) if scale != 1]
+
+    def step(element: int) -> float:
+        chunk, place = divmod(element, CHUNK)
+        if chunk not in kept:
+            kept.clear()
+            kept[chunk] = decode(vector.tensor.dtype, file.content(vector.data[chunk]))
+        value = rounded(kept[chunk][place])
+        for scale in scales:
+            value = rounded(value * scale)
+        return value
+
+    return step
 
 
 def _factors(file: File, entry: Entry, segments: list[Segment]) -> list[float]:

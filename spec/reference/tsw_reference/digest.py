@@ -6,12 +6,20 @@ import hashlib
 import struct
 
 from .layout import DENSE, HAS_SHA256, TERNARY
-from .model import Entry, File
+from .model import Entry, File, Shared
 
 
 def tensor_digest(data: bytes) -> bytes:
     """Section 11.1."""
     return hashlib.sha256(data).digest()
+
+
+def shared_digest(file: File, array: Shared) -> bytes:
+    """The same of a shared array, chunk by chunk."""
+    sha256 = hashlib.sha256()
+    for segment in array.segments:
+        sha256.update(file.content(segment))
+    return sha256.digest()
 
 
 def sampled_digest(data: bytes) -> bytes:
@@ -40,6 +48,11 @@ def entry_digest(file: File, entry: Entry) -> bytes:
         for mask, sign in zip(entry.masks, entry.signs, strict=True):
             sha256.update(file.content(mask))
             sha256.update(file.content(sign))
+    elif entry.vector is not None:
+        vector = entry.vector
+        sha256.update(entry.knob + bytes([vector.tensor.dtype]) + vector.sha256)
+        for mask in entry.masks:
+            sha256.update(file.content(mask))
     elif entry.kind == DENSE:
         for segment in entry.data:
             sha256.update(file.content(segment))

@@ -14,6 +14,10 @@ LONGEST_NAME = 1024
 MOST_WIDE_NAME_BYTES = 1 << 20
 LARGEST_PARAMETER = 20
 
+# Section 5.5.
+VECTOR = 1
+SHARED_ROLES = {VECTOR: "vector"}
+
 # Section 6: id, name, bits of an element.
 DTYPES = {
     1: ("BOOL", 8),
@@ -42,7 +46,9 @@ FLOATS = (F16, BF16, F32, F64)
 
 # Section 7.
 TERNARY, MASKED, DENSE, REMOVED = 1, 2, 3, 4
-KINDS = {TERNARY: "ternary", DENSE: "dense", REMOVED: "removed"}
+KINDS = {TERNARY: "ternary", MASKED: "masked", DENSE: "dense", REMOVED: "removed"}
+SWITCHES = (TERNARY, MASKED)
+"""Kinds that change a base tensor, each element by itself, and on which coefficients act."""
 HAS_SHA256, HAS_ROW_FACTORS, HAS_COLUMN_FACTORS = 1, 2, 4
 
 # Id, name, bytes of a stored factor.

@@ -44,8 +44,24 @@ class Segment:
 
 
 @dataclass(slots=True)
+class Shared:
+    """A shared array (section 5.5): its record, what it is, and its segments."""
+
+    tensor: Tensor
+    role: int
+    sha256: bytes
+    where: str
+    data: list[Segment] = field(default_factory=list)
+
+    @property
+    def segments(self) -> Iterator[Segment]:
+        """All segments, in the order of section 8."""
+        yield from self.data
+
+
+@dataclass(slots=True)
 class Entry:
-    """An entry record, the tensor that it names and its segments."""
+    """An entry record, the tensor that it names and its segments; `vector` is what a masked entry selects from."""
 
     tensor: Tensor
     kind: int
@@ -56,6 +72,7 @@ class Entry:
     active: int
     sha256: bytes | None
     where: str
+    vector: Shared | None = None
     row_factors: list[Segment] = field(default_factory=list)
     column_factors: list[Segment] = field(default_factory=list)
     masks: list[Segment] = field(default_factory=list)
@@ -117,6 +134,7 @@ class File:
     content_id: bytes | None
     base: Base
     extra: list[Tensor]
+    shared: list[Shared]
     tasks: list[Task]
     _kept: dict[int, bytes] = field(default_factory=dict, repr=False)
     _kept_bytes: int = field(default=0, repr=False)
@@ -149,3 +167,8 @@ class File:
         """The entries of all tasks, in order."""
         for task in self.tasks:
             yield from task.entries
+
+    def holders(self) -> Iterator[Shared | Entry]:
+        """What has segments, in the order in which those lie in the file."""
+        yield from self.shared
+        yield from self.all_entries()

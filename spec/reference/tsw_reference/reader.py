@@ -7,13 +7,14 @@ import struct
 
 from .codecs import unpack
 from .crc32c import crc32c
-from .digest import content_digest, entry_digest
+from .digest import content_digest, entry_digest, shared_digest
 from .errors import BrokenError, shown
 from .fields import Fields
 from .frame import Frame, read_frame
 from .layout import BITMAP, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, align
 from .model import Base, Entry, File, Segment
 from .msgpack import Value, decode
+from .shared import MORE_KEYS, check_used, read_shared, read_shared_segments
 from .tasks import read_tasks
 from .tensors import LIST_KEYS, check_aliases, check_wide_names, read_lists
 
@@ -39,9 +40,12 @@ def _read_index(data: bytes, frame: Frame) -> File:
         document = _decode(stored, frame.index_offset)
     newer = frame.newer
     required = {"base", "extra", "metadata", "profile", "tasks", "writer"}
-    top = Fields(document, "index", required, {"content_id"}, newer)
+    top = Fields(document, "index", required, {"content_id", "shared"}, newer)
     base_map = Fields(top.map["base"], "index, base", LIST_KEYS | {"aliases"}, {"id", "revision"}, newer)
     extra_map = Fields(top.map["extra"], "index, extra", LIST_KEYS, set(), newer)
+    shared_map = None
+    if "shared" in top.map:
+        shared_map = Fields(top.map["shared"], "index, shared", LIST_KEYS | MORE_KEYS, set(), newer)
     content_id = top.binary("content_id") if "content_id" in top.map else None
     if content_id is not None and len(content_id) != 32:
         raise BrokenError("TSW-307", "32 bytes", str(len(content_id)), "index, content_id")
@@ -51,11 +55,15 @@ def _read_index(data: bytes, frame: Frame) -> File:
         raise BrokenError("TSW-308", "the profile archive or mapped", shown(profile), "index, profile")
     aliases = base_map.numbers("aliases")
     base_id, revision = base_map.optional_text("id"), base_map.optional_text("revision")
-    tensors, extra = read_lists(base_map, extra_map, newer)
+    tensors, extra, of_shared = read_lists(base_map, extra_map, shared_map, newer)
     check_aliases(aliases, tensors)
     base = Base(base_id, revision, aliases, tensors)
-    read = read_tasks(tasks, tensors, extra, newer)
-    check_wide_names([*(t.name for t in (*tensors, *extra)), *aliases, *(task.name for task in read)])
+    shared = [] if shared_map is None else read_shared(shared_map, of_shared, tensors)
+    read = read_tasks(tasks, tensors, extra, shared, newer)
+    if shared_map is not None:
+        check_used(shared, read)
+        read_shared_segments(shared_map, shared, newer)
+    check_wide_names([*(t.name for t in (*tensors, *extra, *of_shared)), *aliases, *(task.name for task in read)])
     return File(
         data,
         frame.minor,
@@ -65,6 +73,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
         content_id,
         base,
         extra,
+        shared,
         read,
     )
 
@@ -80,7 +89,7 @@ def _decode(document: bytes, offset: int | None) -> Value:
 
 
 def _all_segments(file: File) -> list[Segment]:
-    return [segment for entry in file.all_entries() for segment in entry.segments]
+    return [segment for holder in file.holders() for segment in holder.segments]
 
 
 def _check_places(file: File, frame: Frame) -> None:
@@ -104,8 +113,8 @@ def _check_places(file: File, frame: Frame) -> None:
 def _check_contents(file: File, frame: Frame) -> None:
     """Rules of 7xx: each segment alone, and the padding before it."""
     end = PROLOGUE
-    for entry in file.all_entries():
-        for segment in entry.segments:
+    for holder in file.holders():
+        for segment in holder.segments:
             _check_padding(file.data, end, segment.offset)
             end = segment.offset + segment.length
             computed = crc32c(memoryview(file.data)[segment.offset : end])
@@ -113,8 +122,8 @@ def _check_contents(file: File, frame: Frame) -> None:
                 expected, found = f"CRC32C {segment.crc32c:08X}", f"{computed:08X}"
                 raise BrokenError("TSW-701", expected, found, segment.where, segment.offset)
             content = file.content(segment)
-            if segment.role in (ROW_FACTORS, COLUMN_FACTORS):
-                _check_factors(entry, segment, content)
+            if isinstance(holder, Entry) and segment.role in (ROW_FACTORS, COLUMN_FACTORS):
+                _check_factors(holder, segment, content)
     _check_padding(file.data, end, frame.index_offset)
 
 
@@ -135,6 +144,10 @@ def _check_factors(entry: Entry, segment: Segment, content: bytes) -> None:
 
 def _check_digests(file: File) -> None:
     """Rules of 8xx."""
+    for array in file.shared:
+        digest = shared_digest(file, array)
+        if digest != array.sha256:
+            raise BrokenError("TSW-804", f"the SHA-256 {array.sha256.hex()}", digest.hex(), array.where)
     for entry in file.all_entries():
         if entry.sha256 is not None:
             digest = entry_digest(file, entry)

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from .layout import DENSE, DTYPES, FACTOR_DTYPES, KINDS, TERNARY
-from .model import Entry, File, Segment, Task
+from .layout import DENSE, DTYPES, FACTOR_DTYPES, KINDS, SHARED_ROLES, TERNARY
+from .model import Entry, File, Segment, Shared, Task
 
 MOST_HEX_BYTES = 4096
 
@@ -36,7 +36,19 @@ def describe(file: File) -> dict[str, Any]:
         "content_id": _bytes_or_none(file.content_id),
         "base": {"id": base.id, "revision": base.revision, "aliases": base.aliases, "tensors": tensors},
         "extra": extra,
+        **({"shared": [_shared(file, array) for array in file.shared]} if file.shared else {}),
         "tasks": [_task(file, task) for task in file.tasks],
+    }
+
+
+def _shared(file: File, array: Shared) -> dict[str, Any]:
+    return {
+        "name": array.tensor.name,
+        "role": SHARED_ROLES[array.role],
+        "dtype": DTYPES[array.tensor.dtype][0],
+        "shape": list(array.tensor.shape),
+        "sha256": tagged([array.sha256]),
+        "data": _content(file, array.data),
     }
 
 
@@ -66,6 +78,13 @@ def _entry(file: File, entry: Entry) -> dict[str, Any]:
             "column_factors": _content(file, entry.column_factors) if entry.column_factors else None,
             "mask": _content(file, entry.masks),
             "signs": [_content(file, [sign]) for sign in entry.signs],
+        }
+    elif entry.vector is not None:
+        result |= {
+            "knob": {"f32": entry.knob[::-1].hex()},
+            "active": entry.active,
+            "vector": entry.vector.tensor.number,
+            "mask": _content(file, entry.masks),
         }
     elif entry.kind == DENSE:
         result["data"] = _content(file, entry.data)

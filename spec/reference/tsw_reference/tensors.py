@@ -1,4 +1,4 @@
-"""Section 5.3: the tensor lists of base and extra, names and aliases."""
+"""Section 5.3: the tensor lists of base, extra and shared, names and aliases."""
 
 from __future__ import annotations
 
@@ -39,12 +39,15 @@ def name_fault(name: str) -> str | None:
 NAME_EXPECTED = f"a name of 1 to {LONGEST_NAME} bytes of NFC UTF-8 without controls, separators and bidi marks"
 
 
-def read_lists(base: Fields, extra: Fields, newer: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors of both lists, with their numbers."""
-    tables = [fields.table("tensors", RECORD.size) for fields in (base, extra)]
+def read_lists(
+    base: Fields, extra: Fields, shared: Fields | None, newer: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The tensors of all lists; those of base and extra with their numbers, those of shared numbered from 0."""
+    lists = (base, extra) if shared is None else (base, extra, shared)
+    tables = [fields.table("tensors", RECORD.size) for fields in lists]
     total = sum(map(len, tables)) // RECORD.size
     if total > MOST_TENSORS:
-        raise BrokenError("TSW-403", f"at most {MOST_TENSORS} tensors", str(total), "index, base and extra")
+        raise BrokenError("TSW-403", f"at most {MOST_TENSORS} tensors", str(total), "index, all tensor lists")
     tensors = _read_list(base, tables[0], 0, newer)
     more = _read_list(extra, tables[1], len(tensors), newer)
     _check_order(tensors, more)
@@ -53,7 +56,7 @@ def read_lists(base: Fields, extra: Fields, newer: bool) -> tuple[list[Tensor], 
             raise BrokenError(
                 "TSW-406", "no digests in extra", "some", str(_Place(extra.where, tensor.number - len(tensors)))
             )
-    return tensors, more
+    return tensors, more, [] if shared is None else _read_list(shared, tables[2], 0, newer)
 
 
 class _Place(NamedTuple):
@@ -148,12 +151,13 @@ def _check_order(base: list[Tensor], extra: list[Tensor]) -> None:
             found = f"{shown(tensor.name)} after {shown(before.name)}"
             raise BrokenError("TSW-405", "names that ascend strictly", found, "index, base")
     for before, tensor in pairwise(extra):
-        if _extra_order(before) >= _extra_order(tensor):
+        if order_in_list(before) >= order_in_list(tensor):
             found = f"{shown(tensor.name)} after {shown(before.name)}"
             raise BrokenError("TSW-405", "names, dtypes and shapes that ascend strictly", found, "index, extra")
 
 
-def _extra_order(tensor: Tensor) -> tuple[bytes, int, int, tuple[int, ...]]:
+def order_in_list(tensor: Tensor) -> tuple[bytes, int, int, tuple[int, ...]]:
+    """What the records of extra ascend by, and first of all those of shared."""
     return tensor.name.encode("utf-8"), tensor.dtype, len(tensor.shape), tensor.shape
 
 

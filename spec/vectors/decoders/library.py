@@ -22,7 +22,7 @@ import tswitch_format as tsw
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPES
 from tswitch_format.checkpoint import DTYPE_BY_NAME, ShardLayout, TensorSpec
-from tswitch_format.container.reader import Container, Entry
+from tswitch_format.container.reader import Container, Entry, SharedArray
 from tswitch_format.container.tensors import TensorList
 
 
@@ -70,6 +70,7 @@ def _document(container: Container) -> dict[str, Any]:
             ],
         },
         "extra": _described(index.extra),
+        **({"shared": [_shared(array) for array in container.shared_arrays()]} if len(index.shared) else {}),
         "tasks": [
             {
                 "name": task.name,
@@ -80,6 +81,17 @@ def _document(container: Container) -> dict[str, Any]:
             }
             for number, task in enumerate(index.tasks)
         ],
+    }
+
+
+def _shared(array: SharedArray) -> dict[str, Any]:
+    return {
+        "name": array.spec.name,
+        "role": array.role.name.lower(),
+        "dtype": array.dtype.name,
+        "shape": list(array.spec.shape),
+        "sha256": _tagged(array.sha256),
+        "data": _data(array),
     }
 
 
@@ -107,7 +119,14 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "sha256": _tagged(entry.sha256),
     }
     if kind is lay.Kind.DENSE:
-        out["data"] = _tagged(b"".join(entry.data(chunk).tobytes() for chunk in range(entry.chunks)))
+        out["data"] = _data(entry)
+    elif kind is lay.Kind.MASKED:
+        out |= {
+            "knob": {"f32": f"{int(entry.knob.view(np.uint32)):08x}"},
+            "active": entry.active,
+            "vector": int(entry.record["vector"]),
+            "mask": _mask(entry),
+        }
     elif kind is lay.Kind.TERNARY:
         out |= {
             "knob": {"f32": f"{int(entry.knob.view(np.uint32)):08x}"},
@@ -115,10 +134,18 @@ def _entry(entry: Entry) -> dict[str, Any]:
             "factor_dtype": entry.factor_dtype.name.lower(),
             "row_factors": _tagged(entry.factor_codes(lay.Role.ROW_FACTORS)),
             "column_factors": _tagged(entry.factor_codes(lay.Role.COLUMN_FACTORS)),
-            "mask": _tagged(b"".join(entry.mask_packed(chunk).tobytes() for chunk in range(entry.chunks))),
+            "mask": _mask(entry),
             "signs": [_tagged(entry.sign_packed(chunk)) for chunk in range(entry.chunks)],
         }
     return out
+
+
+def _data(entry: Entry) -> dict[str, Any] | None:
+    return _tagged(b"".join(entry.data(chunk).tobytes() for chunk in range(entry.chunks)))
+
+
+def _mask(entry: Entry) -> dict[str, Any] | None:
+    return _tagged(b"".join(entry.mask_packed(chunk).tobytes() for chunk in range(entry.chunks)))
 
 
 def _tagged(data: bytes | NDArray[Any] | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from making import floats
 from making.floats import FORMATS, Format, Number
 from making.material import half_of, rice, scattered
-from making.model import DTYPES, Dense, Entry, File, Removed, Task, Tensor, Ternary, noise
+from making.model import DTYPES, Dense, Entry, File, Masked, Removed, Task, Tensor, Ternary, noise
 from making.suite import Suite
 from making.writing import write
 
@@ -68,8 +68,38 @@ def _factors(entry: Ternary) -> tuple[list[Number], list[Number]]:
     return decoded(entry.rows), decoded(entry.columns)
 
 
-def switched(tensor: Tensor, data: bytes, terms: Sequence[tuple[Ternary, str]]) -> Made:
-    """One tensor with one switch or several, each with a coefficient."""
+def _steps(tensor: Tensor, entry: Ternary | Masked, coefficient: Number) -> list[Number]:
+    """What is added to each active element."""
+    wide = floats.F64 if tensor.dtype == "F64" else floats.F32
+    knob = wide.round(floats.F32.decode(entry.knob))
+    out = []
+    if isinstance(entry, Masked):
+        form = FORMATS[entry.vector.tensor.dtype]
+        vector = [wide.round(form.decode(bits)) for bits in elements(entry.vector.tensor.content, form)]
+        scales = [scale for scale in (knob, coefficient) if scale.signed != 1 or scale.kind != "finite"]
+        for element in entry.active:
+            value = vector[element]
+            for scale in scales:
+                value = wide.round(floats.product(value, wide.round(scale)))
+            out.append(value)
+        return out
+    rows, columns = _factors(entry)
+    row_length = max(tensor.elements // max(tensor.shape[0] if tensor.shape else 1, 1), 1)
+    down = set(entry.negative)
+    for element in entry.active:
+        value = knob
+        if rows:
+            value = wide.round(floats.product(value, rows[element // row_length]))
+        if columns:
+            value = wide.round(floats.product(value, columns[element % row_length]))
+        if coefficient.signed != 1:
+            value = wide.round(floats.product(value, wide.round(coefficient)))
+        out.append(floats.opposite(value) if element in down else value)
+    return out
+
+
+def switched(tensor: Tensor, data: bytes, terms: Sequence[tuple[Ternary | Masked, str]]) -> Made:
+    """One tensor with one switch or mask or several, each with a coefficient."""
     form = FORMATS[tensor.dtype]
     wide = floats.F64 if tensor.dtype == "F64" else floats.F32
     bits = elements(data, form)
@@ -78,18 +108,7 @@ def switched(tensor: Tensor, data: bytes, terms: Sequence[tuple[Ternary, str]]) 
     target = terms[0][0].dtype or tensor.dtype
     for entry, text in terms:
         coefficient = floats.F64.round(floats.exact(Fraction(text)))
-        rows, columns = _factors(entry)
-        row_length = max(tensor.elements // max(tensor.shape[0] if tensor.shape else 1, 1), 1)
-        down = set(entry.negative)
-        for element in entry.active:
-            value = wide.round(floats.F32.decode(entry.knob))
-            if rows:
-                value = wide.round(floats.product(value, rows[element // row_length]))
-            if columns:
-                value = wide.round(floats.product(value, columns[element % row_length]))
-            if coefficient.signed != 1:
-                value = wide.round(floats.product(value, wide.round(coefficient)))
-            value = floats.opposite(value) if element in down else value
+        for element, value in zip(entry.active, _steps(tensor, entry, coefficient), strict=True):
             sums[element] = wide.round(floats.total(sums[element], value))
             touched.add(element)
     to = FORMATS[target]
@@ -103,16 +122,16 @@ def expert(file: File, chosen: Chosen) -> dict[str, Made]:
     entries: dict[str, list[tuple[Entry, str]]] = {}
     for name, coefficient in chosen:
         for entry in tasks[name].entries:
-            if not (isinstance(entry, Ternary) and Fraction(coefficient) == 0):
+            if not (isinstance(entry, Ternary | Masked) and Fraction(coefficient) == 0):
                 entries.setdefault(entry.tensor.name, []).append((entry, coefficient))
     base = {tensor.name: tensor for tensor in file.base}
     out: dict[str, Made] = {}
     for name in sorted({*base, *file.aliases, *entries}):
         tensor = base.get(file.aliases.get(name, name))
         terms = entries.get(name, entries.get(file.aliases.get(name, name), []))
-        ternary = [(entry, a) for entry, a in terms if isinstance(entry, Ternary)]
-        if ternary and tensor:
-            out[name] = switched(tensor, tensor.content, ternary)
+        changes = [(entry, a) for entry, a in terms if isinstance(entry, Ternary | Masked)]
+        if changes and tensor:
+            out[name] = switched(tensor, tensor.content, changes)
         elif terms and isinstance(terms[0][0], Dense):
             dense = terms[0][0]
             out[name] = Made(dense.tensor.dtype, dense.tensor.shape, dense.content)
@@ -164,7 +183,7 @@ def _one(tensor: Tensor, **fields: Any) -> File:
     return File([tensor], [Task("t", [Ternary(tensor, **fields)])])
 
 
-_SPREAD: tuple[float | str, ...] = (
+SPREAD: tuple[float | str, ...] = (
     0.0,
     -0.0,
     1.0,
@@ -187,7 +206,7 @@ _SPREAD: tuple[float | str, ...] = (
 def _arithmetic(suite: Suite) -> None:
     every = range(16)
     for here in FORMATS:
-        tensor = Tensor("w", here, (16,), data=of(here, *_SPREAD))
+        tensor = Tensor("w", here, (16,), data=of(here, *SPREAD))
         for there in FORMATS:
             file = _one(tensor, active=every[::2], negative=every[::4], knob=0x3DCCCCCD, dtype=there)
             suite.apply(
@@ -399,7 +418,7 @@ def _arithmetic(suite: Suite) -> None:
 
 def _coefficients(suite: Suite) -> None:
     for here in FORMATS:
-        tensor = Tensor("w", here, (16,), data=of(here, *_SPREAD))
+        tensor = Tensor("w", here, (16,), data=of(here, *SPREAD))
         file = _one(tensor, active=range(0, 16, 1), negative=range(0, 16, 3), knob=0x3E99999A)
         for text in (
             "-0.5",

@@ -12,7 +12,7 @@ from typing import Any
 
 from making import zstd_frames as zf
 from making.material import BARE, WINDOW_8M, W, kept, plain, raw_frame, rle_frame
-from making.model import CHUNK, Coding, Dense, File, Task, Tensor, Ternary
+from making.model import CHUNK, Coding, Dense, File, Masked, Task, Tensor, Ternary, Vector
 from making.suite import Suite
 from making.writing import TENSOR, write
 
@@ -134,6 +134,22 @@ def _tensors(suite: Suite) -> None:
     empty = File(content_id=False)
     suite.valid("limit-tensors", empty, "1,048,576 tensors", large=True, verdict_only=True, **_listed(TENSORS))
     suite.invalid("limit-tensors", "TSW-403", "1,048,577 tensors", empty, large=True, **_listed(TENSORS + 1))
+    listed = _listed(TENSORS)
+
+    def one_more(doc: dict[str, Any]) -> None:
+        listed["document"](doc)
+        record = TENSOR.pack(8, 12, 0, 1, bytes(8), bytes(32))
+        shared = {"dims": b"", "names": b"00000000", "roles": b"\1", "segments": b"", "tensors": record}
+        doc["shared"] = shared
+
+    suite.invalid(
+        "limit-tensors-shared",
+        "TSW-403",
+        "1,048,576 tensors of the base and a shared array",
+        empty,
+        large=True,
+        **{**listed, "document": one_more},
+    )
 
 
 def _listed(count: int, *, ndim: int = 0, text: int = 0, window: int | None = None) -> dict[str, Any]:
@@ -204,6 +220,10 @@ def _names(suite: Suite) -> None:
     ):
         why = f"names that are not ASCII take 1,048,576 bytes, and those of {what} more"
         suite.invalid(f"limit-names-{what.split()[-1]}", "TSW-403", why, file, **squeezed)
+    floats = [Tensor(name, "F32", (), data=bytes(4)).bare() for name in names]
+    file = File(floats, [Task("t", [Masked(floats[0], Vector(floats[0]), (0,), digest=False)])], content_id=False)
+    why = "names that are not ASCII take 1,048,576 bytes, and that of a vector more"
+    suite.invalid("limit-names-vector", "TSW-403", why, file, **squeezed)
 
 
 def _texts(suite: Suite) -> None:

@@ -29,7 +29,9 @@ KINDS = {"ternary": 1, "masked": 2, "dense": 3, "removed": 4}
 FACTORS = {"none": (0, 0), "u8": (1, 1), "f16": (2, 2), "f32": (3, 4)}  # id, bytes
 ROLES = {"mask": 1, "sign": 2, "row_factors": 3, "column_factors": 4, "data": 5}
 CODECS = {"zeros": 0, "ones": 1, "bitmap": 2, "bitmap_zstd": 3, "gaps_zstd": 4, "rice": 5, "raw": 16, "zstd": 17}
+SHARED_ROLES = {"vector": 1}
 HALF = 0x3F000000  # 0.5 as binary32
+ONE = 0x3F800000
 
 Compress: TypeAlias = Callable[[bytes], bytes]
 
@@ -117,7 +119,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """What the three kinds share."""
+    """What the four kinds share."""
 
     tensor: Tensor
     digest: bool = field(default=True, kw_only=True)
@@ -129,6 +131,11 @@ class Entry:
     def fields(self) -> dict[str, Any]:
         """Fields of the record that depend on the kind."""
         return {"dtype": DTYPES[self.tensor.dtype][0], "factor_dtype": 0, "flags": 0, "knob": 0, "active": 0}
+
+    @property
+    def vector_used(self) -> Vector | None:
+        """The shared vector that it selects from, of a masked entry."""
+        return None
 
     def segments(self) -> list[Segment]:
         """Its segments in order."""
@@ -230,6 +237,87 @@ class Ternary(Entry):
 
 
 @dataclass(frozen=True)
+class Vector:
+    """A shared vector: its record and elements, which are those of `tensor`, and how they are stored."""
+
+    tensor: Tensor
+    coding: Coding = RAW
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The order of the records of `shared`."""
+        return (*self.tensor.key, self.tensor.digest)
+
+    def segments(self) -> list[Segment]:
+        """Its segments in order."""
+        bits = DTYPES[self.tensor.dtype][1]
+        return array_segments("data", self.tensor.content, self.tensor.elements, bits, self.coding)
+
+    def document(self) -> dict[str, Any]:
+        """What a decoder prints of it."""
+        return {
+            "name": self.tensor.name,
+            "role": "vector",
+            "dtype": self.tensor.dtype,
+            "shape": list(self.tensor.shape),
+            "sha256": tagged(self.tensor.digest),
+            "data": tagged(self.tensor.content),
+        }
+
+
+@dataclass(frozen=True)
+class Masked(Entry):
+    """Elements of a shared vector that a mask selects. `active`, `masks`: as of a switch."""
+
+    kind = "masked"
+
+    vector: Vector
+    active: Sequence[int] = (0, 3, 4, 9)
+    dtype: str | None = None
+    knob: int = ONE
+    masks: Coding | Sequence[Coding] = BITMAP
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """See `Entry.fields`."""
+        dtype = DTYPES[self.dtype or self.tensor.dtype][0]
+        return {"dtype": dtype, "factor_dtype": 0, "flags": 0, "knob": self.knob, "active": len(self.active)}
+
+    @property
+    def vector_used(self) -> Vector | None:
+        """See `Entry.vector_used`."""
+        return self.vector
+
+    @cached_property
+    def planes(self) -> list[tuple[list[int], int]]:
+        """For each chunk: ones and bits of the mask."""
+        ones: list[list[int]] = [[] for _ in self.tensor.chunks]
+        for element in self.active:
+            ones[element // CHUNK].append(element % CHUNK)
+        return list(zip(ones, self.tensor.chunks, strict=True))
+
+    def segments(self) -> list[Segment]:
+        """See `Entry.segments`."""
+        codings = [self.masks] * len(self.planes) if isinstance(self.masks, Coding) else self.masks
+        return [
+            plane_segment("mask", ones, bits, coding) for (ones, bits), coding in zip(self.planes, codings, strict=True)
+        ]
+
+    @property
+    def _mask(self) -> bytes:
+        return b"".join(planes.bit_string(ones, bits) for ones, bits in self.planes)
+
+    def hashed(self) -> bytes:
+        """See `Entry.hashed`."""
+        vector = self.vector.tensor
+        return struct.pack("<IB", self.knob, DTYPES[vector.dtype][0]) + vector.digest + self._mask
+
+    def document(self) -> dict[str, Any]:
+        """See `Entry.document`; `File.document` adds the vector's number."""
+        return {"knob": {"f32": f"{self.knob:08x}"}, "active": len(self.active), "mask": tagged(self._mask)}
+
+
+@dataclass(frozen=True)
 class Dense(Entry):
     """A tensor given whole. `data`: its elements, or None for the tensor's own."""
 
@@ -277,7 +365,7 @@ class Task:
 
 @dataclass(frozen=True)
 class File:
-    """A whole file. `content_id`: whether it has one; `extra` may be left out, for it follows from the entries."""
+    """A whole file. `content_id`: whether it has one; `extra` and `shared` follow from the entries."""
 
     base: Sequence[Tensor] = ()
     tasks: Sequence[Task] = ()
@@ -301,6 +389,18 @@ class File:
         known = {id(tensor) for tensor in self.base}
         found = {t.key: t for task in self.tasks for t in (e.tensor for e in task.entries) if id(t) not in known}
         return [found[key] for key in sorted(found)]
+
+    @cached_property
+    def shared(self) -> list[Vector]:
+        """The shared vectors in order."""
+        used = (entry.vector_used for task in self.tasks for entry in task.entries)
+        found = {vector.key: vector for vector in used if vector is not None}
+        return [found[key] for key in sorted(found)]
+
+    def vector_number(self, entry: Entry) -> int | None:
+        """The number of the vector that an entry selects from, if it does."""
+        vector = entry.vector_used
+        return None if vector is None else [one.key for one in self.shared].index(vector.key)
 
     @cached_property
     def _numbers(self) -> dict[int, int]:
@@ -366,6 +466,7 @@ class File:
                 ],
             },
             "extra": [_described(tensor) for tensor in self.extra],
+            **({"shared": [vector.document() for vector in self.shared]} if self.shared else {}),
             "tasks": [
                 {
                     "name": task.name,
@@ -379,6 +480,7 @@ class File:
                             "dtype": _DTYPE_NAMES[entry.fields["dtype"]],
                             "sha256": tagged(entry.sha256),
                             **entry.document(),
+                            **({} if entry.vector_used is None else {"vector": self.vector_number(entry)}),
                         }
                         for entry in self.ordered(task)
                     ],

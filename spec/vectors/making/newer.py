@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from making.masked import vector
 from making.material import BARE, W, plain, raw_frame
-from making.model import Dense, File, Task, Tensor, Ternary
+from making.model import Dense, File, Masked, Task, Tensor, Ternary
 from making.suite import Suite
 from making.writing import edit, splice
 
@@ -17,6 +18,7 @@ _WITH_DIGESTS = File([W], [Task("t", [Ternary(W)])], minor=7)
 def add(suite: Suite) -> None:
     """Add all of them."""
     _read(suite)
+    _shared(suite)
     _refused(suite)
 
 
@@ -77,12 +79,49 @@ def _read(suite: Suite) -> None:
         )
     suite.newer("reserved-prologue", _FILE, "reserved bytes of the prologue", prologue={"reserved": b"\1\2\3"})
     suite.newer("reserved-trailer", _FILE, "reserved bytes of the trailer", trailer={"reserved": b"\xff\xff\xff"})
-    suite.newer("reserved-entry", _FILE, "the reserved field of an entry", placed=edit("entries", reserved=0xDEADBEEF))
+    suite.newer("reserved-entry", _FILE, "the reserved field of an entry", placed=edit("entries", vector=0xDEADBEEF))
     suite.newer("reserved-segment", _FILE, "the reserved field of a segment", placed=edit("segments", 1, reserved=9))
     suite.newer("flags-tensor", _FILE, "unknown flags of a tensor record", placed=edit("base", flags=0xFFFFFFFC))
     suite.newer("flags-entry", _FILE, "unknown flags of an entry", placed=edit("entries", flags=0xF8))
     added = replace(_FILE, tasks=[Task("t", [Dense(Tensor("x", "U8", (3,)), digest=False)])])
     suite.newer("flags-extra", added, "unknown flags of an extra record", placed=edit("extra", flags=0x80000000))
+
+
+def _shared(suite: Suite) -> None:
+    bare = Masked(BARE, vector(W), digest=False)
+    file = File([BARE], [Task("t", [bare])], content_id=False, minor=7)
+    suite.newer("masked", file, "a masked entry and its vector")
+    for kind, value in (("number", 7), ("map", {"a": [b""]})):
+        why = f"an unknown key in shared: {kind}"
+        suite.newer(f"key-in-shared-{kind}", file, why, document=_set("shared", "another", value=value))
+    suite.newer("flags-shared", file, "unknown flags of a vector's record", placed=edit("shared", flags=0xFFFFFFFD))
+    suite.newer(
+        "reserved-shared-segment",
+        file,
+        "the reserved field of a vector's segment",
+        placed=edit("shared_segments", reserved=7),
+    )
+    for name, rule, why, hooks in (
+        ("shared-role", "409", "a shared array of role 2", {"document": _set("shared", "roles", value=b"\2")}),
+        ("shared-dtype", "404", "dtype 21 of a vector", {"placed": edit("shared", dtype=21)}),
+        ("shared-sampled", "406", "a sampled digest of a vector", {"placed": edit("shared", flags=3)}),
+        (
+            "shared-no-sha256",
+            "406",
+            "a vector without its sha256",
+            {"placed": edit("shared", flags=0, sha256=bytes(32))},
+        ),
+        (
+            "shared-key-missing",
+            "307",
+            "`shared.roles` is missing",
+            {"document": lambda doc: doc["shared"].pop("roles")},
+        ),
+        ("vector", "507", "vector 1 of one", {"placed": edit("entries", vector=1)}),
+        ("masked-sign", "601", "role sign where a mask is due", {"placed": edit("segments", role=2)}),
+        ("shared-codec", "606", "data codec 18 of a vector", {"content": edit("shared_segments", codec=18)}),
+    ):
+        suite.newer(name, file, why, rule=f"TSW-{rule}", **hooks)
 
 
 def _refused(suite: Suite) -> None:
@@ -109,7 +148,6 @@ def _refused(suite: Suite) -> None:
         placed=edit("base", dtype=21),
     )
     bad("dtype-entry", "404", "dtype 21 of an entry", placed=edit("entries", dtype=21))
-    bad("kind-masked", "503", "kind 2, masked", placed=edit("entries", kind=2))
     bad("kind", "503", "kind 5", placed=edit("entries", kind=5))
     bad("role", "601", "role 6", placed=edit("segments", 1, role=6))
     bad("codec-plane", "606", "plane codec 6", placed=edit("segments", codec=6))

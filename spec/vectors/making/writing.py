@@ -16,13 +16,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import crc32c
 import msgpack
 
-from making.model import DTYPES, KINDS, ROLES, File
+from making.model import DTYPES, KINDS, ROLES, SHARED_ROLES, File, Segment
 
 PROLOGUE = struct.Struct("<8sHHIQQQQQB3s")
 TRAILER = struct.Struct("<QQIB3s32s")
@@ -39,7 +39,8 @@ Change: TypeAlias = Callable[[bytes], bytes]
 
 @dataclass
 class Draft:
-    """A file on its way. Records by list (`base`, `extra`) and by task; `payloads` beside the segments' records."""
+    """A file on its way. Records by list (`base`, `extra`, `shared` if there is such) and by task; `payloads` beside the
+    segments' records; `roles`, `shared_segments` and `shared_payloads` are those of the shared arrays."""
 
     lists: dict[str, list[Record]]
     names: dict[str, bytes]
@@ -47,6 +48,9 @@ class Draft:
     entries: list[list[Record]]
     segments: list[list[Record]]
     payloads: list[list[bytes]]
+    roles: bytearray
+    shared_segments: list[Record]
+    shared_payloads: list[bytes]
     body: bytearray = field(default_factory=bytearray)  # from byte 64 to the index
 
 
@@ -121,21 +125,36 @@ def _trailer(f: Mapping[str, Any]) -> bytes:
 def _draft(file: File) -> Draft:
     lists: dict[str, list[Record]] = {}
     names, dims = {}, {}
-    for where, tensors in (("base", file.tensors), ("extra", file.extra)):
+    vectors = [replace(vector.tensor, sha256=True, sampled=False) for vector in file.shared]
+    extra = [tensor.bare() for tensor in file.extra]
+    for where, tensors in (("base", file.tensors), ("extra", extra), ("shared", vectors)):
+        if where == "shared" and not tensors:
+            continue
         lists[where] = [
             {
                 "name_length": len(t.name.encode()),
                 "dtype": DTYPES[t.dtype][0],
                 "ndim": len(t.shape),
-                "flags": t.sha256 + 2 * t.sampled if where == "base" else 0,
-                "sampled": t.sampled_digest if t.sampled and where == "base" else bytes(8),
-                "sha256": t.digest if t.sha256 and where == "base" else bytes(32),
+                "flags": t.sha256 + 2 * t.sampled,
+                "sampled": t.sampled_digest if t.sampled else bytes(8),
+                "sha256": t.digest if t.sha256 else bytes(32),
             }
             for t in tensors
         ]
         names[where] = b"".join(t.name.encode() for t in tensors)
         dims[where] = b"".join(struct.pack("<Q", size) for t in tensors for size in t.shape)
-    draft = Draft(lists, names, dims, [], [], [])
+    encoded = [segment for vector in file.shared for segment in vector.segments()]
+    draft = Draft(
+        lists,
+        names,
+        dims,
+        entries=[],
+        segments=[],
+        payloads=[],
+        roles=bytearray(SHARED_ROLES["vector"] for _ in vectors),
+        shared_segments=[_segment(segment) for segment in encoded],
+        shared_payloads=[segment.data for segment in encoded],
+    )
     for task in file.tasks:
         entries, segments, payloads = [], [], []
         for entry in file.ordered(task):
@@ -149,24 +168,13 @@ def _draft(file: File) -> Draft:
                     "factor_dtype": fields["factor_dtype"],
                     "flags": fields["flags"] | (digest is not None),
                     "knob": fields["knob"],
-                    "reserved": 0,
+                    "vector": file.vector_number(entry) or 0,
                     "active": fields["active"],
                     "sha256": digest or bytes(32),
                 }
             )
             for made in entry.segments():
-                segments.append(
-                    {
-                        "offset": 0,
-                        "length": 0,
-                        "crc32c": 0,
-                        "count": made.count,
-                        "role": ROLES[made.role],
-                        "codec": made.codec,
-                        "parameter": made.parameter,
-                        "reserved": 0,
-                    }
-                )
+                segments.append(_segment(made))
                 payloads.append(made.data)
         draft.entries.append(entries)
         draft.segments.append(segments)
@@ -174,8 +182,23 @@ def _draft(file: File) -> Draft:
     return draft
 
 
+def _segment(made: Segment) -> Record:
+    """Its record, of which place and checksum are set later."""
+    return {
+        "offset": 0,
+        "length": 0,
+        "crc32c": 0,
+        "count": made.count,
+        "role": ROLES[made.role],
+        "codec": made.codec,
+        "parameter": made.parameter,
+        "reserved": 0,
+    }
+
+
 def _place(draft: Draft, *, mapped: bool) -> None:
-    for records, payloads in zip(draft.segments, draft.payloads, strict=True):
+    tables = zip((draft.shared_segments, *draft.segments), (draft.shared_payloads, *draft.payloads), strict=True)
+    for records, payloads in tables:
         for record, data in zip(records, payloads, strict=True):
             _pad(draft.body, (4096 if len(data) >= 65536 else 64) if mapped else 1)
             record.update(offset=64 + len(draft.body), length=len(data), crc32c=crc32c.crc32c(data))
@@ -196,6 +219,8 @@ def _document(file: File, draft: Draft) -> dict[str, Any]:
         where: {"dims": draft.dims[where], "names": draft.names[where], "tensors": _table(TENSOR, records)}
         for where, records in draft.lists.items()
     }
+    if "shared" in lists:
+        lists["shared"].update(roles=bytes(draft.roles), segments=_table(SEGMENT, draft.shared_segments))
     lists["base"]["aliases"] = dict(file.alias_numbers)
     for key, value in (("id", file.id), ("revision", file.revision)):
         if value is not None:
@@ -239,10 +264,14 @@ def _sorted(value: Any) -> Any:
 
 
 def edit(table: str, number: int = 0, **fields: Any) -> Hook:
-    """A hook that sets fields of a record of `base`, `extra`, or the first task's `entries` or `segments`."""
+    """A hook that sets fields of a record of `base`, `extra`, `shared`, `shared_segments`, or the first task's `entries` or
+    `segments`."""
 
     def change(draft: Draft) -> None:
-        found = draft.lists[table] if table in draft.lists else getattr(draft, table)[0]
+        if table == "shared_segments":
+            found = draft.shared_segments
+        else:
+            found = draft.lists[table] if table in draft.lists else getattr(draft, table)[0]
         found[number].update(fields)
 
     return change

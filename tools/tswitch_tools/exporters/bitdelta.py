@@ -91,7 +91,7 @@ def _words(switch: Switch) -> NDArray[np.int32]:
     rows, columns = switch.shape
     packed = np.empty(switch.elements // 8, np.uint8)
     for chunk in switch.chunks():  # chunks begin at whole bytes
-        part = np.packbits(~chunk.negative, bitorder="little")
+        part = np.packbits(~switch.negative(chunk), bitorder="little")
         packed[chunk.start // 8 : chunk.start // 8 + part.size] = part
     return np.ascontiguousarray(packed.view("<i4").reshape(rows, columns // WORD).T)
 

@@ -87,7 +87,7 @@ def _stream(switch: Switch) -> bytes:
         by_group = active.reshape(count, width)
         marked = by_group.any(axis=1)
         marks[first : first + count] = marked
-        bits = np.append(rest, _records(by_group[marked], ~chunk.negative))
+        bits = np.append(rest, _records(by_group[marked], ~switch.negative(chunk)))
         whole = bits.size // 8 * 8
         pieces.append(np.packbits(bits[:whole]))
         rest = bits[whole:]
