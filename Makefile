@@ -41,6 +41,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks speed
 	$(BIN)/python -m benchmarks switching
 	$(BIN)/python -m benchmarks mixed
+	$(BIN)/python -m benchmarks overlap
+	$(BIN)/python -m benchmarks tall
 
 # The environment is made anew when what it needs has changed.
 $(READY): pyproject.toml constraints.txt

@@ -19,6 +19,8 @@ BENCHMARKS = {
         "benchmarks.mixed",
         "a batch whose rows use different experts, beside switching in turn and dense deltas",
     ),
+    "overlap": ("benchmarks.overlap", "how long comparing the masks of 20 tasks takes, beside unpacking them"),
+    "tall": ("benchmarks.tall", "making, importing, exporting masks over a shared vector: time, size, memory"),
     "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),
     "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),

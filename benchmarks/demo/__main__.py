@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.demo.report import measure, show
+from benchmarks.demo.report import keep, keep_together, measure, show
 from benchmarks.demo.train import prepare
 
 DENSITIES = (0.02, 0.05)  # the default, and what a small model is better kept at
@@ -26,7 +26,10 @@ def main(out: Path, seed: int) -> None:
     """Train a vision transformer and experts of it on scikit-learn's digits, and keep each expert as a .tsw file."""
     console = Console()
     names = prepare(out, seed, console)
-    show([measure(out, name, density) for name in names for density in DENSITIES], console)
+    alone = [keep(out, name, density) for density in DENSITIES for name in names]
+    every = zip([*names] * (len(DENSITIES) + 2), [*alone, *keep_together(out, names)], strict=True)
+    rows = [measure(out, name, kept) for name, kept in every]
+    show(sorted(rows, key=lambda row: names.index(row.task.name)), console)
     console.print(f"Files are in {out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -156,6 +156,14 @@ def test_errors_are_one_line(run: Run, base: Path, diff: Path, tmp_path: Path) -
     assert sorted(path.name for path in full.iterdir()) == ["x"]
 
 
+@pytest.mark.parametrize("option", [["--experts", "a=x.pt"], ["--multi-task", "x.pt"], ["--ties"]])
+def test_what_is_for_tall_masks_alone_is_refused(
+    run: Run, base: Path, diff: Path, tmp_path: Path, option: list[str]
+) -> None:
+    message = failed(run("import", diff, "-o", tmp_path / "x.tsw", "--base", base, *option), 2)
+    assert f"{option[0]}: it is for TALL masks" in message
+
+
 def test_progress_counts_up_to_the_end(base: Path, diff: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     options = importers.ImportOptions(progress=lambda done, total: seen.append((done, total)))

@@ -26,7 +26,8 @@ Run = Callable[..., Result]
 Arrays = dict[str, NDArray[Any]]
 
 TASK_KEYS = {
-    "name", "tensors", "params", "active", "density", "bytes", "percent_of_fp32", "percent_of_source", "source_dtypes",
+    "name", "tensors", "params", "active", "density", "bytes", "shared_bytes", "percent_of_fp32", "percent_of_source",
+    "source_dtypes",
     "bits_per_param", "entropy_bits_per_param", "select", "knob", "recipe",
 }  # fmt: skip
 ENTRY_KEYS = {"name", "kind", "dtype", "shape", "active", "density", "knob", "bytes", "codecs"}

@@ -18,14 +18,17 @@ from tswitch_tools.commands.export import export
 from tswitch_tools.commands.failure import Failure, Misuse
 from tswitch_tools.commands.import_ import import_
 from tswitch_tools.commands.info import info
+from tswitch_tools.commands.merge import merge
 from tswitch_tools.commands.pack import pack
 from tswitch_tools.commands.restore import restore
+from tswitch_tools.commands.tall import emr, tall
 from tswitch_tools.commands.validate import validate
 
 _GROUPS: Mapping[str, Sequence[click.Command]] = {
-    "Experts to files and back": (pack, restore),
+    "Experts to files and back": (pack, restore, merge),
     "Look and check": (info, validate, diff, digest),
     "Files to files": (bundle, extract, repack),
+    "Tasks over one vector": (tall, emr),
     "Other people's files": (import_, export),
 }
 

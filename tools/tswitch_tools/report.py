@@ -1,8 +1,8 @@
 """What a .tsw file holds and how small it is, from its index alone: no payload is read.
 
 Percentages and bits are of the whole model: all elements of the base's tensors. *Source* is the expert as a checkpoint
-in its own dtypes. What belongs to no task (prologue, index, padding, trailer) is shared out equally, so that the tasks'
-bytes sum to the file's up to rounding.
+in its own dtypes. What belongs to no task (prologue, index, padding, trailer, shared arrays) is shared out equally, so that
+the tasks' bytes sum to the file's up to rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tswitch_format.checkpoint import DTYPES
 from tswitch_format.codecs import Codec
-from tswitch_format.container.index import Index, Kind, TaskTable
+from tswitch_format.container.index import SWITCH_KINDS, Index, Kind, TaskTable
 from tswitch_format.container.reader import Container
 from tswitch_format.switch.file import SwitchFile
 
@@ -40,7 +40,8 @@ class EntryReport:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """One task. `tensors`: its entries; `params`: elements of the base; `density`: among elements of its switches."""
+    """One task. `tensors`: its entries; `params`: elements of the base; `density`: among elements of its switches;
+    `shared_bytes`: its part of the file's shared arrays, which is in `bytes` too."""
 
     name: str
     tensors: int
@@ -48,6 +49,7 @@ class TaskReport:
     active: int
     density: float
     bytes: int
+    shared_bytes: int
     percent_of_fp32: float
     percent_of_source: float
     source_dtypes: Sequence[str]
@@ -72,6 +74,16 @@ class BaseReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedReport:
+    """The arrays that belong to no task: how many, their elements, types, and bytes in the file."""
+
+    arrays: int
+    elements: int
+    dtypes: Sequence[str]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileReport:
     """A whole file. `version` is that of its format."""
 
@@ -81,6 +93,7 @@ class FileReport:
     file_bytes: int
     content_id: str | None
     base: BaseReport
+    shared: SharedReport
     tasks: Sequence[TaskReport]
     metadata: Mapping[str, str]
 
@@ -98,6 +111,14 @@ def report(file: SwitchFile, *, tensors: bool = False) -> FileReport:
     container = file.container
     index = container.index
     lengths = [int(task.segments["length"].sum(dtype=np.int64)) for task in index.tasks]
+    arrays = index.shared.arrays
+    shared_report = SharedReport(
+        len(arrays),
+        sum(arrays.elements.tolist()),
+        [DTYPES[i].name for i in np.unique(arrays.records["dtype"]).tolist()],
+        int(index.shared.segments["length"].sum(dtype=np.int64)),
+    )
+    of_arrays = round(shared_report.bytes / max(len(lengths), 1))
     shared = (container.length - sum(lengths)) / max(len(lengths), 1)
     info = file.base
     base = BaseReport(info.id, info.revision, info.tensors, info.params, info.nbytes, 4 * info.params)
@@ -109,8 +130,16 @@ def report(file: SwitchFile, *, tensors: bool = False) -> FileReport:
         container.length,
         file.content_id,
         base,
+        shared_report,
         [
-            _task(index, task, base, held, round(length + shared), _entries(container, number) if tensors else ())
+            _task(
+                index,
+                task,
+                base,
+                held,
+                (round(length + shared), of_arrays),
+                _entries(container, number) if tensors else (),
+            )
             for number, (task, length) in enumerate(zip(index.tasks, lengths, strict=True))
         ],
         dict(file.metadata),
@@ -122,12 +151,14 @@ def _task(
     task: TaskTable,
     base: BaseReport,
     held: NDArray[np.float64],
-    nbytes: int,
+    sizes: tuple[int, int],
     entries: Sequence[EntryReport],
 ) -> TaskReport:
-    ternary = task.entries[task.entries["kind"] == Kind.TERNARY]
-    active = ternary["active"].astype(np.int64)
-    elements = index.elements[ternary["tensor"]]
+    nbytes, shared_bytes = sizes
+    switches = task.entries[np.isin(task.entries["kind"], SWITCH_KINDS)]
+    active = switches["active"].astype(np.int64)
+    elements = index.elements[switches["tensor"]]
+    signed = int(active[switches["kind"] == Kind.TERNARY].sum())
     source = held + _changed_bytes(index, task)
     dtypes = sorted((i for i in DTYPES if source[i] > 0), key=lambda i: -source[i])
     return TaskReport(
@@ -137,12 +168,13 @@ def _task(
         int(active.sum()),
         _ratio(int(active.sum()), float(elements.sum(dtype=np.float64))),
         nbytes,
+        shared_bytes,
         100 * _ratio(nbytes, 4 * base.params),
         100 * _ratio(nbytes, float(source.sum())),
         [DTYPES[i].name for i in dtypes],
         8 * _ratio(nbytes, base.params),
-        _ratio(_entropy_bits(active, elements), base.params),
-        task.recipe.get("select"),
+        _ratio(_entropy_bits(active, elements) + signed, base.params),
+        task.recipe.get("select", task.recipe.get("method")),
         task.recipe.get("knob"),
         dict(task.recipe),
         entries,
@@ -154,7 +186,7 @@ def _entries(container: Container, number: int) -> list[EntryReport]:
     made = []
     for entry in container.entries(number):
         own = segments[entry.segments.start : entry.segments.stop]
-        switch = entry.kind is Kind.TERNARY
+        switch = entry.kind in SWITCH_KINDS
         made.append(
             EntryReport(
                 entry.spec.name,
@@ -188,11 +220,11 @@ def _changed_bytes(index: Index, task: TaskTable) -> NDArray[np.float64]:
 
 
 def _entropy_bits(active: NDArray[np.int64], elements: NDArray[np.int64]) -> float:
-    """Bits that ideal codes would need for masks (their binary entropy) and signs (one bit an active element)."""
+    """Bits that ideal codes would need for masks: their binary entropy."""
     p = active[elements > 0] / elements[elements > 0]
     q = 1 - p
     entropy = -p * np.log2(p, where=p > 0, out=np.zeros_like(p)) - q * np.log2(q, where=q > 0, out=np.zeros_like(q))
-    return float((elements[elements > 0] * (entropy + p)).sum())
+    return float((elements[elements > 0] * entropy).sum())
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._dtypes import DTYPE_BY_NAME, F64, DType, Floats, dtype_of_array, from_float, to_float
+from tswitch_format._dtypes import DTYPE_BY_NAME, F16, F64, DType, Floats, dtype_of_array, from_float, to_float
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
 from tswitch_format.atomic import check_output
@@ -47,6 +47,7 @@ class GivenSwitch:
     tensor flattened in C order, the positions of its active elements in it (i64, ascending) and whether each is negative.
 
     `rows` f32[R], `columns` f32[C]: factors, where there are any; stored as f32. `dtype`: the expert's, or else the base's.
+    `shape`: of what the chunks were made from, where it is known: that of the tensor, or flat.
     """
 
     knob: float
@@ -54,6 +55,7 @@ class GivenSwitch:
     rows: NDArray[np.float32] | None = None
     columns: NDArray[np.float32] | None = None
     dtype: DType | None = None
+    shape: tuple[int, ...] | None = None
 
     @classmethod
     def of_signs(cls, signs: NDArray[np.generic], knob: float) -> GivenSwitch:
@@ -65,18 +67,19 @@ class GivenSwitch:
             positions = np.flatnonzero(part)
             return positions, np.asarray(part[positions] < 0)
 
-        return cls(knob, chunk)
+        return cls(knob, chunk, shape=np.shape(signs))
 
 
 @dataclass(frozen=True, slots=True)
 class GivenMask:
     """A mask over the shared vector of its tensor. `chunk(number)` gives the mask of each chunk of 2^20 elements as a bit
     string: u8[ceil(n / 8)], least significant bit first, unused bits zero. `knob`: what the vector is multiplied by, f32.
-    `dtype`: the expert's, or else the base's."""
+    `dtype`: the expert's, or else the base's. `shape`: as in `GivenSwitch`."""
 
     chunk: Callable[[int], NDArray[np.uint8]]
     knob: float = 1.0
     dtype: DType | None = None
+    shape: tuple[int, ...] | None = None
 
     @classmethod
     def of_flags(cls, flags: NDArray[np.generic], knob: float = 1.0) -> GivenMask:
@@ -86,16 +89,18 @@ class GivenMask:
         def chunk(number: int) -> NDArray[np.uint8]:
             return np.packbits(flat[number * lay.CHUNK : (number + 1) * lay.CHUNK] != 0, bitorder="little")
 
-        return cls(chunk, knob)
+        return cls(chunk, knob, shape=np.shape(flags))
 
 
 @dataclass(frozen=True, slots=True)
 class GivenVector:
     """A vector of a base tensor's shape, which masks of several tasks select from. `dtype`: F16, BF16, F32 or F64;
-    `chunk(number)` gives each chunk of 2^20 of its elements, in the storage dtype (BF16 as u16 bit patterns)."""
+    `chunk(number)` gives each chunk of 2^20 of its elements, in the storage dtype (BF16 as u16 bit patterns). `shape`: as in
+    `GivenSwitch`."""
 
     dtype: DType
     chunk: Callable[[int], NDArray[np.generic]]
+    shape: tuple[int, ...] | None = None
 
     @classmethod
     def of_array(cls, array: NDArray[np.generic]) -> GivenVector:
@@ -106,7 +111,7 @@ class GivenVector:
         if array.dtype.byteorder == ">":
             array = array.astype(dtype.storage)
         flat = np.ascontiguousarray(array).reshape(-1).view(dtype.storage)
-        return cls(dtype, lambda number: flat[number * lay.CHUNK : (number + 1) * lay.CHUNK])
+        return cls(dtype, lambda number: flat[number * lay.CHUNK : (number + 1) * lay.CHUNK], array.shape)
 
     @classmethod
     def of_floats(cls, spec: TensorSpec, shared_dtype: str, chunk: Callable[[int], Floats]) -> GivenVector:
@@ -132,8 +137,8 @@ def round_vector(values: Floats, dtype: DType, spec: TensorSpec) -> NDArray[np.g
     to_float(stored, dtype, back)
     if not np.isfinite(back).all():
         raise OptionError(
-            f"tensor {spec.name!r}: expected a vector that {dtype.name} can hold, found {np.abs(values).max():.4g}; take "
-            "another shared dtype, or mend the vector"
+            f"tensor {spec.name!r}: expected a vector that {dtype.name} can hold, found {np.abs(values).max():.4g}; "
+            f"{'take shared dtype BF16 or F32' if dtype is F16 else 'look for an expert of another base'}"
         )
     return stored
 
@@ -365,6 +370,10 @@ def _check(task: GivenTask, spec: TensorSpec, switch: GivenSwitch | GivenMask) -
     columns = spec.elements // max(rows, 1)
     if not spec.dtype.is_float or not (switch.dtype or spec.dtype).is_float:
         raise OptionError(f"{where}: expected a float tensor, found {spec}; store it whole")
+    if switch.shape not in (None, spec.shape, (spec.elements,)):
+        raise OptionError(
+            f"{where}: expected shape {list(spec.shape)}, found {list(switch.shape or ())}; give all elements"
+        )
     with np.errstate(over="ignore"):
         knob = np.float32(switch.knob)
     if not np.isfinite(knob):
@@ -423,6 +432,10 @@ def checked_bits(packed: NDArray[np.uint8], elements: int, where: str) -> NDArra
 
 
 def _vector_maker(spec: TensorSpec, vector: GivenVector) -> MakeVector:
+    if vector.shape not in (None, spec.shape, (spec.elements,)):
+        raise OptionError(
+            f"vector of {spec.name!r}: expected shape {list(spec.shape)}, found {list(vector.shape or ())}"
+        )
     if not spec.dtype.is_float or not vector.dtype.is_float:
         raise OptionError(
             f"vector of {spec.name!r}: expected a float type for a float tensor, found {vector.dtype.name}"

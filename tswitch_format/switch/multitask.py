@@ -74,10 +74,10 @@ def make_tall(
     elected signs, sum). Restored: base + mask * vector.
 
     `experts`: name of the task -> a path, a mapping of arrays or an nn.Module. `lambdas`: one, or one a task (0.4 for those
-    left out); the paper chooses among 0.2 to 0.6 on validation data. `masks(task, tensor, chunk)` gives masks that somebody
-    else made instead: of each chunk of 2^20 elements the bit string, least significant bit first. `shared_dtype`: the vector is
-    stored as "F32", "BF16" or "F16" (F64 tensors as F64 unless one of the latter two); masks are made before it is rounded.
-    `dense`, `on_mismatch`: as in `pack`, for each expert.
+    left out); the paper chooses among 0.2 to 0.6 on validation data. `masks(task, tensor, chunk)`, called from threads, gives
+    masks that somebody else made instead: of each chunk of 2^20 elements the bit string, least significant bit first.
+    `shared_dtype`: the vector is stored as "F32", "BF16" or "F16" (F64 tensors as F64 unless one of the latter two); masks are
+    made before it is rounded. `dense`, `on_mismatch`: as in `pack`, for each expert.
 
     Raises OptionError, CheckpointError (NonFiniteError) or OutputError; then nothing is written.
     """

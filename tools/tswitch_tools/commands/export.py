@@ -26,13 +26,13 @@ def _list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.argument("file", type=options.PATH)
 @options.output
 @click.option("--to", required=True, metavar="NAME", help="The format to write. See --list.")
-@click.option("--task", metavar="NAME", help="The task to write; the only one if left out.")
+@click.option("--task", metavar="NAME", help="The task to write. [default: the only one, or all]")
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="Show the formats, and do nothing."
 )
 @options.quiet
 def export(*, file: Path, out: Path, to: str, task: str | None, quiet: bool) -> None:
-    """Write one task of a file as other people's code reads it.
+    """Write one task of a file, or all where a format can hold them, as other people's code reads it.
 
     What a format cannot hold is refused; what it does not keep is said on standard error.
 
@@ -41,18 +41,21 @@ def export(*, file: Path, out: Path, to: str, task: str | None, quiet: bool) -> 
       tsw export --list
       tsw export chat.tsw -o diff.pt --to bitdelta
       tsw export all.tsw -o compressed/ --to tswitch-authors --task sun397
+      tsw export all.tsw -o all.safetensors --to safetensors
     """
     exporter = exporters.find(to)
     with tsw.open(file) as opened:
-        if task is None:
+        if task is None and not exporters.takes_all(exporter):
             task = _only(opened)
-        opened.keys(task)  # raises where there is none of that name
+        if task is not None:
+            opened.keys(task)  # raises where there is none of that name
+        what = f"task {printable(task)}" if task is not None else f"{len(opened.tasks)} tasks"
         remarks = exporter.convert(opened, task, out)
     if quiet:
         return
     for remark in remarks:
         click.echo(f"tsw: note: {printable(remark)}", err=True)
-    click.echo(f"{printable(out)}: task {printable(task)} as {exporter.NAME}")
+    click.echo(f"{printable(out)}: {what} as {exporter.NAME}")
 
 
 def _only(file: tsw.SwitchFile) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tswitch_format.checkpoint import borrow_checkpoint
+from tswitch_format.errors import OptionError
 from tswitch_tools import importers
 from tswitch_tools.commands import options
-from tswitch_tools.importers import ImportOptions
+from tswitch_tools.importers import ImportOptions, tall_masks
 from tswitch_tools.progress import progress_bar
 from tswitch_tools.text import printable, size
 
@@ -40,11 +41,17 @@ def _list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.command("import")
 @click.argument("source", type=options.PATH)
 @options.output
-@click.option("--base", required=True, type=options.PATH, metavar="BASE", help="The checkpoint that the source is of.")
+@click.option(
+    "--base", type=options.PATH, metavar="BASE", help="The checkpoint that the source is of; most formats need it."
+)
 @click.option("--format", "format_name", metavar="NAME", help="What the source is; looked at if left out. See --list.")
 @click.option("--expert", type=options.PATH, metavar="E", help="The fine-tuned checkpoint, to compute knobs of.")
 @click.option("--scales", type=options.PATH, metavar="FILE", help="Knobs by name: JSON, or a .pt file of tensors.")
 @click.option("--knob", type=float, metavar="X", help="One knob for all tensors.")
+@options.experts
+@options.multi_task
+@options.ties
+@options.shared_dtype
 @click.option("--task", metavar="NAME", help="Name of the task, or which of several to take. [default: task, or all]")
 @options.profile
 @options.base_id
@@ -57,11 +64,15 @@ def import_(
     *,
     source: Path,
     out: Path,
-    base: Path,
+    base: Path | None,
     format_name: str | None,
     expert: Path | None,
     scales: Path | None,
     knob: float | None,
+    experts: Mapping[str, Path],
+    multi_task: Path | None,
+    ties: bool,
+    shared_dtype: str,
     task: str | None,
     profile: str,
     base_id: tuple[str | None, str | None],
@@ -70,8 +81,9 @@ def import_(
 ) -> None:
     """Make a file of switches that other people's code made.
 
-    SOURCE: BitDelta's diff.pt, or a folder of the T-Switch authors' *_compressed.bin. What it holds is stored as it is,
-    nothing is chosen anew. The authors' files have no knobs: give the expert, a file of knobs, or one number.
+    SOURCE: BitDelta's diff.pt, a folder of the T-Switch authors' *_compressed.bin, TALL masks, or what 'tsw export --to
+    safetensors' wrote, which alone needs no --base. What it holds is stored as it is, nothing is chosen anew. The authors'
+    files have no knobs: give the expert, a file of knobs, or one number. TALL masks have no vector: give all experts, or it.
 
     \b
     Examples:
@@ -79,10 +91,16 @@ def import_(
       tsw import diff.pt -o chat.tsw --base base/ --task chat --base-id org/model@main
       tsw import compressed/ -o all.tsw --base base.safetensors --knob 0.002
       tsw import compressed/ -o sun397.tsw --base base.pt --task sun397 --expert sun397.pt
+      tsw import TALL_mask_8task.npy -o all.tsw --base base.pt --multi-task mtl.safetensors
+      tsw import all.safetensors -o all.tsw
     """
     importer = importers.find(source, format_name)
+    if base is None and importers.needs_base(importer):
+        raise OptionError(
+            f"{source}: expected --base, the checkpoint that it is of, found none; give it, {importer.NAME} needs it"
+        )
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(borrow_checkpoint(base))
+        reader = stack.enter_context(borrow_checkpoint(base)) if base is not None else None
         fine_tuned = stack.enter_context(borrow_checkpoint(expert)) if expert is not None else None
         progress = stack.enter_context(progress_bar("import", quiet=quiet, unit="tensors"))
         wanted = ImportOptions(
@@ -90,12 +108,18 @@ def import_(
             expert=fine_tuned,
             scales=scales,
             knob=knob,
+            experts=experts,
+            multi_task=multi_task,
+            ties=ties,
+            shared_dtype=shared_dtype,
             profile=profile,
             base_id=base_id[0],
             base_revision=base_id[1],
             threads=threads,
             progress=progress,
         )
+        if importer.NAME != tall_masks.NAME:
+            importers.refuse_experts(source, wanted)
         result = importer.convert(source, reader, out, wanted)
     if not quiet:
         click.echo(

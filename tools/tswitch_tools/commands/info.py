@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 import tswitch_format as tsw
+from tswitch_tools import heat_map, overlap_report
 from tswitch_tools.commands import options
+from tswitch_tools.commands.failure import Misuse
+from tswitch_tools.progress import progress_bar
 from tswitch_tools.report import FileReport, TaskReport, report
 from tswitch_tools.text import count, printable, rounded, size
 
@@ -21,23 +24,42 @@ _UNCUT = 4096  # columns: what a pipe gets is not cut to the width of a screen
 @click.command()
 @click.argument("file", type=options.PATH)
 @click.option("--tensors", is_flag=True, help="List every tensor of every task.")
+@click.option("--overlap", is_flag=True, help="Compare the tasks' masks, in all and pair by pair.")
+@click.option(
+    "--heat-map", "picture", type=options.PATH, metavar="OUT", help="With --overlap: pairs as a picture, .png or .svg."
+)
 @options.as_json
-def info(*, file: Path, tensors: bool, as_json: bool) -> None:
+def info(*, file: Path, tensors: bool, overlap: bool, picture: Path | None, as_json: bool) -> None:
     """Show what a file holds and how small it is.
 
-    Only the index is read. Sizes are of the whole model: '% of fp32' is of 4 bytes for each element of the base,
-    '% of ... source' of the expert's checkpoint in its own types. 'bits' and 'entropy' (what ideal codes would need for
-    masks and signs) are bits an element of the base.
+    Only the index is read, and with --overlap the masks. Sizes are of the whole model: '% of fp32' is of 4 bytes for each
+    element of the base, '% of ... source' of the expert's checkpoint in its own types. 'bits' and 'entropy' (what ideal
+    codes would need for masks and signs) are bits an element of the base.
+
+    --overlap counts, for the float tensors of the base, the elements that are active in no task (catastrophic), in one
+    (selfish), in two and so on, and for each pair of tasks the share that is active in both of what is active in either.
 
     \b
     Examples:
       tsw info math.tsw --tensors
       tsw info math.tsw --json
+      tsw info all.tsw --overlap --heat-map overlap.svg
     """
+    if picture and not overlap:
+        raise Misuse("--heat-map: there is nothing to draw without --overlap; add it, or leave --heat-map out")
+    if picture:
+        heat_map.check(picture, inputs=[file])
+    masks = None
     with tsw.open(file) as opened:
         found = report(opened, tensors=tensors)
+        if overlap:
+            with progress_bar("overlap", unit="chunks") as progress:
+                masks = tsw.overlap(opened, progress=progress)
+    if masks and picture:
+        heat_map.write(masks, picture)
     if as_json:
-        options.print_json(found.document(tensors=tensors))
+        shown = {"overlap": overlap_report.document(masks, tensors=tensors)} if masks else {}
+        options.print_json(found.document(tensors=tensors) | shown)
         return
     width = None if sys.stdout.isatty() else _UNCUT
     console = Console(width=width, markup=False, emoji=False, highlight=False)
@@ -47,6 +69,9 @@ def info(*, file: Path, tensors: bool, as_json: bool) -> None:
         console.print()
         console.print(f"task {printable(task.name)}")
         console.print(_tensor_table(task))
+    if masks:
+        console.print()
+        overlap_report.show(masks, console, tensors=tensors)
 
 
 def _print_file(found: FileReport, console: Console) -> None:
@@ -62,6 +87,13 @@ def _print_file(found: FileReport, console: Console) -> None:
         f"({size(base.bytes_fp32)} as fp32)",
         soft_wrap=True,
     )
+    if found.shared.arrays:
+        shared = found.shared
+        console.print(
+            f"shared: {shared.arrays} vectors, {count(shared.elements)} elements, {'+'.join(shared.dtypes)}, "
+            f"{size(shared.bytes)}: in the tasks' sizes in equal parts, 'own' is without them",
+            soft_wrap=True,
+        )
     for key, value in found.metadata.items():
         console.print(f"{printable(key)}: {printable(value)}", soft_wrap=True)
 
@@ -69,7 +101,8 @@ def _print_file(found: FileReport, console: Console) -> None:
 def _task_table(found: FileReport) -> Table:
     sources = {"+".join(task.source_dtypes) for task in found.tasks}
     source = f"{sources.pop()} source" if len(sources) == 1 else "source"
-    numbers = ("tensors", "density", "size", "% of fp32", f"% of {source}", "bits", "entropy")
+    own = ("own",) if found.shared.arrays else ()
+    numbers = ("tensors", "density", "size", *own, "% of fp32", f"% of {source}", "bits", "entropy")
     table = _table("task", *numbers, "rule", left=("task", "rule"))
     for task in found.tasks:
         rule = (task.select, task.knob, task.recipe.get("knob_per"), task.recipe.get("knob_dtype"))
@@ -78,6 +111,7 @@ def _task_table(found: FileReport) -> Table:
             str(task.tensors),
             rounded(task.density),
             size(task.bytes),
+            *([size(task.bytes - task.shared_bytes)] if own else []),
             rounded(task.percent_of_fp32),
             rounded(task.percent_of_source),
             rounded(task.bits_per_param),

@@ -2,6 +2,7 @@
 
     formats             all exporters
     find                the one of a name
+    takes_all           whether it can write all tasks at once
     refuse, problem_of  what a format cannot hold
 
 To add one: as an importer, CONTRIBUTING.md.
@@ -17,7 +18,7 @@ from typing import Protocol
 from tswitch_format import Switch, SwitchFile
 from tswitch_format.errors import OptionError
 
-_MODULES = ("bitdelta", "tswitch_authors")
+_MODULES = ("bitdelta", "tswitch_authors", "tall_masks", "safetensors_carrier")
 
 
 class Exporter(Protocol):
@@ -26,10 +27,12 @@ class Exporter(Protocol):
     __name__: str
     NAME: str  # for --to
     SUMMARY: str  # what is written, and what such files cannot hold
+    ALL_TASKS: bool  # whether it can write all tasks at once; a module without the name cannot
 
-    def convert(self, file: SwitchFile, task: str, out: Path) -> Sequence[str]:
-        """Write one task to `out`, a file or a folder that appears whole or not at all. Returns remarks for the user on what
-        the format does not keep. Raises TswError; then nothing is written."""
+    def convert(self, file: SwitchFile, task: str | None, out: Path) -> Sequence[str]:
+        """Write one task, or all where `task` is None (only where `takes_all`), to `out`, a file or a folder that appears
+        whole or not at all. Returns remarks for the user on what the format does not keep. Raises TswError; then nothing is
+        written."""
         ...
 
 
@@ -49,6 +52,11 @@ def find(name: str) -> Exporter:
     )
 
 
+def takes_all(exporter: Exporter) -> bool:
+    """Whether an exporter can write all tasks at once."""
+    return getattr(exporter, "ALL_TASKS", False)
+
+
 def refuse(file: SwitchFile, task: str, problems: Mapping[str, str]) -> None:
     """Raise OptionError for the first of the tensors that a format cannot hold, each with what is wrong and what to do."""
     for name, problem in problems.items():
@@ -60,6 +68,11 @@ def problem_of(file: SwitchFile, switch: Switch) -> str | None:
     """What no format here can hold of a switch or a removed tensor, or None."""
     if switch.kind == "removed":
         return "expected a tensor that the expert has, found a removed one; use 'tsw restore'"
+    if switch.kind == "masked":
+        return (
+            "expected a switch with signs of its own, found a mask over a shared vector; use 'tsw tall export', or "
+            "'tsw restore'"
+        )
     if switch.row_factors is not None or switch.column_factors is not None:
         return (
             "expected a knob only, found factors of rows or columns; pack with --knob-per tensor, or use 'tsw restore'"

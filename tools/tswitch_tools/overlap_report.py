@@ -1,0 +1,102 @@
+"""What `tsw info --overlap` says of the masks of several tasks, as JSON takes it and as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import tswitch_format as tsw
+from tswitch_tools.text import printable, rounded
+
+_NAMES = {0: "catastrophic", 1: "selfish"}
+
+
+def document(found: tsw.Overlap, *, tensors: bool = False) -> dict[str, Any]:
+    """The report as JSON takes it; with each tensor only if `tensors`. Matrices: rows and columns in the order of `tasks`."""
+    made: dict[str, Any] = {
+        "tasks": list(found.tasks),
+        "totals": {
+            "elements": found.elements,
+            "catastrophic": found.catastrophic,
+            "selfish": found.selfish,
+            "shared": found.shared.tolist(),
+            "active": found.active.tolist(),
+        },
+        "pairs": found.pairs.tolist(),
+        "jaccard": found.jaccard.tolist(),
+        "whole": {name: list(tasks) for name, tasks in found.whole.items()},
+    }
+    if tensors:
+        made["tensors"] = [
+            {
+                "name": tensor.name,
+                "elements": tensor.elements,
+                "shared": tensor.shared.tolist(),
+                "pairs": tensor.pairs.tolist(),
+            }
+            for tensor in found.tensors
+        ]
+    return made
+
+
+def show(found: tsw.Overlap, console: Console, *, tensors: bool = False) -> None:
+    """Print tables: sums, pairs of tasks and, if `tensors`, each tensor."""
+    console.print(f"overlap of the masks of {len(found.tasks)} tasks over {found.elements:,} elements")
+    console.print(_totals(found))
+    console.print()
+    console.print("pairs: % active in both tasks, of those active in either")
+    console.print(_pairs(found))
+    if tensors:
+        console.print()
+        console.print("% of each tensor's elements, by the number of tasks in which they are active")
+        console.print(_tensors(found))
+    if found.whole:
+        console.print()
+        console.print(f"no masks, as tasks store them whole, add or remove them: {len(found.whole)} tensors")
+    for name, tasks in found.whole.items() if tensors else ():
+        console.print(f"  {printable(name)}: {', '.join(map(printable, tasks))}", soft_wrap=True)
+
+
+def _totals(found: tsw.Overlap) -> Table:
+    table = _table("active in", "elements", "%", left=1)
+    for tasks, elements in enumerate(found.shared.tolist()):
+        name = f" ({_NAMES[tasks]})" if tasks in _NAMES else ""
+        number = "1 task" if tasks == 1 else f"{tasks} tasks"
+        table.add_row(number + name, f"{elements:,}", _percent(elements, found.elements))
+    return table
+
+
+def _pairs(found: tsw.Overlap) -> Table:
+    """Columns are numbered: the names of 20 tasks side by side fit no screen."""
+    table = _table("", "task", "active", *(str(number) for number, _ in enumerate(found.tasks, 1)), left=2)
+    rows = zip(found.tasks, found.active.tolist(), found.jaccard.tolist(), strict=True)
+    for number, (task, active, jaccard) in enumerate(rows, 1):
+        shares = (rounded(100 * share) if other != number else "-" for other, share in enumerate(jaccard, 1))
+        table.add_row(str(number), printable(task), f"{active:,}", *shares)
+    return table
+
+
+def _tensors(found: tsw.Overlap) -> Table:
+    counts = range(len(found.tasks) + 1)
+    table = _table("tensor", "elements", *(_NAMES.get(count, str(count)) for count in counts), left=1)
+    for tensor in found.tensors:
+        shares = (_percent(elements, tensor.elements) for elements in tensor.shared.tolist())
+        table.add_row(printable(tensor.name), f"{tensor.elements:,}", *shares)
+    return table
+
+
+def _table(*columns: str, left: int) -> Table:
+    """The first `left` columns are text."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        if number < left:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", overflow="fold", no_wrap=True)
+    return table
+
+
+def _percent(part: int, whole: int) -> str:
+    return rounded(100 * part / whole) if whole else "-"
