@@ -115,10 +115,10 @@ def test_every_file_gives_what_numpy_gives(path: Path, device: str) -> None:
 def assert_alike(theirs: tsw.Switch, ours: tsw_torch.TorchSwitch, device: str, seed: int = 0) -> None:
     assert (ours.name, ours.task, ours.kind, ours.knob) == (theirs.name, theirs.task, theirs.kind, theirs.knob)
     assert tuple(ours.shape) == theirs.shape
-    assert theirs.kind != "ternary" or ours.density == theirs.density
+    assert not theirs.is_additive or ours.density == theirs.density
     assert ours.device.type == device
-    if theirs.kind == "ternary":
-        assert_ternary(theirs, ours, device, seed)
+    if theirs.is_additive:
+        assert_additive(theirs, ours, device, seed)
         return
     for act in (ours.delta, ours.mask, ours.sign, ours.packed):
         with pytest.raises(tsw.OptionError, match=f"is {theirs.kind}: it has no mask"):
@@ -141,7 +141,7 @@ def assert_alike(theirs: tsw.Switch, ours: tsw_torch.TorchSwitch, device: str, s
         assert_same(weight, theirs.data())
 
 
-def assert_ternary(theirs: tsw.Switch, ours: tsw_torch.TorchSwitch, device: str, seed: int) -> None:
+def assert_additive(theirs: tsw.Switch, ours: tsw_torch.TorchSwitch, device: str, seed: int) -> None:
     base = theirs.base.dtype
     sign, mask = ours.sign(), ours.mask()
     assert_same(sign, theirs.sign())

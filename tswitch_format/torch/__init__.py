@@ -17,6 +17,7 @@ The modules, imports pointing down only:
     pipeline, staging        decoding in threads, and pinned memory to the device
     weights                  which tensors may be changed in place, and the checks of that
     kernels/                 what is done with active elements: plain torch, compiled for the CPU, Triton
+    vectors                  shared vectors of masked switches: one copy on a device
     packed                   the planes of a switch as tensors
     checkpoint               torch objects as checkpoints, for pack and restore; element types
 

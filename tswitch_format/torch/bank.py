@@ -18,7 +18,7 @@ from tswitch_format._dtypes import F64
 from tswitch_format.container.source import Backend
 from tswitch_format.errors import OptionError, UnknownNameError
 from tswitch_format.switch.apply import proper_coefficient
-from tswitch_format.torch.activation import Activation, Change, Store
+from tswitch_format.torch.activation import Activation, Change, Store, add_sizes
 from tswitch_format.torch.combination import changes
 from tswitch_format.torch.expert import Expert, load_expert
 from tswitch_format.torch.mixed import MixedModel
@@ -33,16 +33,18 @@ Stamp = tuple[Any, ...]
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
     """Bytes beside the model's own, by device: packed `experts` by name, and the memory for original values,
-    `kept` for the next activation too. `mixed`: of what `forward_mixed` has made for itself, on all devices."""
+    `kept` for the next activation too. `mixed`: of what `forward_mixed` has made for itself, on all devices. `vectors`: what
+    masked experts select from, each vector once, however many of the experts hold it; another bank may hold it too."""
 
     experts: Mapping[str, Mapping[torch.device, int]]
     kept: Mapping[torch.device, int]
     mixed: int
+    vectors: Mapping[torch.device, int]
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(sum(sizes.values()) for sizes in (*self.experts.values(), self.kept)) + self.mixed
+        return sum(sum(sizes.values()) for sizes in (*self.experts.values(), self.kept, self.vectors)) + self.mixed
 
 
 class SwitchBank:
@@ -56,8 +58,9 @@ class SwitchBank:
         bank.forward_mixed(x, task_ids=["math", "code", None])  # each row of a batch with its own
 
     `model`: an nn.Module or a mapping of name to tensor, on one device or several. Each expert's switches lie packed on the
-    device of the weight that they change. Weights keep their storages, so compiled graphs and CUDA graphs stay valid; tied
-    weights are changed once. Switching back is exact: the original values of touched elements are kept, not subtracted.
+    device of the weight that they change; of a vector that masked experts select from there is one copy for all. Weights keep
+    their storages, so compiled graphs and CUDA graphs stay valid; tied weights are changed once. Switching
+    back is exact: the original values of touched elements are kept, not subtracted.
 
     Threads: every method may be called from any thread; one waits for the other. `active` holds the bank until its block is
     over, so blocks of several threads follow one another. What a model computes while another thread calls `activate` is
@@ -192,7 +195,8 @@ class SwitchBank:
         see `mixed.MixedModel` for what a model must be like. Takes 2 bits an element of each linear layer that an expert
         changes, made on the first call and held until an expert is added or removed.
 
-        Raises OptionError while an expert is active, or for a model that cannot be run by rows; UnknownNameError.
+        Raises OptionError while an expert is active, where an expert of the bank has masked entries, or for a model that
+        cannot be run by rows; UnknownNameError.
         """
         with self._mixing() as model:
             return model(*args, task_ids=task_ids, **kwargs)
@@ -243,7 +247,8 @@ class SwitchBank:
             for device, size in (self._activation.dense_nbytes if self._activation else {}).items():
                 kept[device] = kept.get(device, 0) + size
             experts = {name: expert.nbytes() for name, expert in self._experts.items()}
-            return MemoryReport(experts, kept, self._mixed.nbytes if self._mixed else 0)
+            vectors = {id(vector): vector for expert in self._experts.values() for vector in expert.vectors}
+            return MemoryReport(experts, kept, self._mixed.nbytes if self._mixed else 0, add_sizes(vectors.values()))
 
     def __repr__(self) -> str:
         return f"<SwitchBank experts {self.experts} active {dict(self._current)}>"

@@ -39,11 +39,16 @@ class Expert:
         return {**self.switches, **self.dense}
 
     def nbytes(self) -> dict[torch.device, int]:
-        """Bytes on each device."""
+        """Bytes on each device, without `vectors`."""
         sizes = add_sizes({id(tensor): tensor for tensor in self.dense.values()}.values())
         for switch in {id(switch): switch for switch in self.switches.values()}.values():  # shared by tied weights
             sizes[switch.device] = sizes.get(switch.device, 0) + switch.nbytes
         return sizes
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """What its masked switches select from. Other experts may hold the same tensors."""
+        return list({id(s.vector): s.vector for s in self.switches.values() if s.vector is not None}.values())
 
 
 def load_expert(

@@ -118,7 +118,7 @@ class TorchSwitch:
 
     name = property(lambda self: self.host.name, doc="Name of the tensor.")
     task = property(lambda self: self.host.task, doc="Name of the task.")
-    kind = property(lambda self: self.host.kind, doc='"ternary", "dense" or "removed".')
+    kind = property(lambda self: self.host.kind, doc='"ternary", "masked", "dense" or "removed".')
     shape = property(lambda self: torch.Size(self.host.shape), doc="Shape of the view.")
     density = property(lambda self: self.host.density, doc="Share of active elements.")
     knob = property(lambda self: self.host.knob, doc="The knob, an f32 value.")
@@ -142,12 +142,13 @@ class TorchSwitch:
         return TorchSwitch(self._owner, self.host.shard(rank, world_size, dim))
 
     def packed(self) -> PackedSwitch:
-        """Packed planes, knob and factors on the device."""
-        if self.kind != "ternary":
+        """Packed planes, knob and factors, or vector, on the device. The vector of a whole masked switch is shared with all
+        that use it: read it only."""
+        if not self.host.is_additive:
             raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
         found = self._load()
         if not isinstance(found, PackedSwitch):
-            raise TypeError(f"{self.name!r}: {type(found).__name__} of a ternary entry")
+            raise TypeError(f"{self.name!r}: {type(found).__name__} of a {self.kind} entry")
         return found
 
     def delta(self, coefficient: float = 1.0) -> Tensor:
@@ -160,7 +161,7 @@ class TorchSwitch:
         return out.view(self.shape)
 
     def sign(self) -> Tensor:
-        """Polarity: i8, shape of the view; -1, 0 (not active) or +1."""
+        """Polarity: i8, shape of the view; -1, 0 (not active) or +1. Of a masked entry: that of the shared vector."""
         switch = self.packed()
         out = torch.zeros(switch.elements, dtype=torch.int8, device=self.device)
         run([Job(Mode.SIGNS, out, switch)])
@@ -168,7 +169,10 @@ class TorchSwitch:
 
     def mask(self) -> Tensor:
         """Activation mask: bool, shape of the view."""
-        return self.sign().ne_(0).view(torch.bool)
+        switch = self.packed()
+        out = torch.zeros(switch.elements, dtype=torch.int8, device=self.device)
+        run([Job(Mode.PUT_BACK, out, switch, other=out.new_ones(switch.active))])
+        return out.view(torch.bool).view(self.shape)
 
     def data(self) -> Tensor:
         """The tensor of a dense entry on the device, shape of the view."""

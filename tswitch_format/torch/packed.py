@@ -19,11 +19,13 @@ from tswitch_format.switch.tensor import Switch
 
 @dataclass(frozen=True, slots=True)
 class PackedSwitch:
-    """Mask, sign, knob and factors of one ternary switch, or of a slice, on one device.
+    """Mask, sign, knob and factors of one ternary switch on one device; mask, knob and vector of a masked one. Or of a slice.
 
     `shape`: of the tensor; `base` and `dtype`: element types of the base's tensor and the expert's. `form`, `codes`, `signs`,
     `blocks`, `chunk_blocks`: see `switch.planes.Planes`; `first_chunk` is not 0 in a part. `chunks` is the table's first row
     of each chunk and its last, on the host: i64[C + 1, 4]. `rows` f32[R] and `columns` f32[C] or None, `row_length` C.
+    `vector`: of a masked switch what it selects from, all elements, flat, of the vector's own dtype; else None. Other switches
+    hold the same tensor (see `vectors.py`), so nobody writes into it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class PackedSwitch:
     columns: Tensor | None
     row_length: int
     first_chunk: int = 0
+    vector: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +58,7 @@ class PackedSwitch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes on the device."""
+        """Bytes that it takes on the device, without `vector`, which others may share."""
         tensors = (self.codes, self.signs, self.blocks, self.rows, self.columns)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -79,7 +82,7 @@ class PackedSwitch:
 
 @dataclass(frozen=True, slots=True)
 class HostSwitch:
-    """The same as NumPy arrays, on its way to a device."""
+    """The same as NumPy arrays, on its way to a device. Only the vector is there before."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,11 +90,12 @@ class HostSwitch:
     dtype: DType
     planes: Planes
     scale: Scale
+    vector: Tensor | None = None
 
     @classmethod
-    def of(cls, switch: Switch, planes: Planes) -> HostSwitch:
-        """A ternary switch, or a slice of one, with its planes."""
-        return cls(switch.name, switch.shape, switch.base.dtype, switch.target, planes, switch.view_scale)
+    def of(cls, switch: Switch, planes: Planes, vector: Tensor | None = None) -> HostSwitch:
+        """A switch, or a slice of one, with its planes; a masked one with its vector, which is on the device already."""
+        return cls(switch.name, switch.shape, switch.base.dtype, switch.target, planes, switch.view_scale, vector)
 
     @property
     def arrays(self) -> list[NDArray[np.generic]]:
@@ -101,7 +105,7 @@ class HostSwitch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes on the device."""
+        """Bytes that it takes on the device, without `vector`."""
         return sum(array.nbytes for array in self.arrays)
 
     def packed(self, tensors: Sequence[Tensor]) -> PackedSwitch:
@@ -114,6 +118,7 @@ class HostSwitch:
         return PackedSwitch(
             self.name, self.shape, self.base, self.dtype, planes.form, planes.active, codes, signs, blocks,
             planes.chunk_blocks, planes.blocks[starts], float(self.scale.knob), rows, columns, self.scale.row_length,
+            vector=self.vector,
         )  # fmt: skip
 
 

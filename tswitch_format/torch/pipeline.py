@@ -14,6 +14,7 @@ from tswitch_format.switch.tensor import Switch
 from tswitch_format.torch.checkpoint import torch_dtype
 from tswitch_format.torch.packed import HostSwitch, PackedSwitch
 from tswitch_format.torch.staging import Staging
+from tswitch_format.torch.vectors import load_vectors, send_vector
 
 Loaded = PackedSwitch | Tensor
 
@@ -25,9 +26,12 @@ def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str
     found: dict[str, Loaded] = {}
     with staging.lock:
         try:
+            vectors = load_vectors(switches, staging, threads)
             units = itertools.groupby(ordered_map(_decode, _units(switches), threads), key=lambda unit: unit[0])
             for switch, parts in units:
-                found[switch.name] = _finish(switch, [piece for _, pieces in parts for piece in pieces], staging)
+                found[switch.name] = _finish(
+                    switch, [piece for _, pieces in parts for piece in pieces], vectors.get(switch.name), staging
+                )
             staging.finish()
         except BaseException:
             staging.abort()
@@ -36,9 +40,9 @@ def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str
 
 
 def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, range]]:
-    """What threads do: some chunks of a whole ternary switch, or at once what is small, sliced or dense."""
+    """What threads do: some chunks of a whole ternary or masked switch, or at once what is small, sliced or dense."""
     for switch in switches:
-        several = switch.kind == "ternary" and switch.is_whole and switch.chunk_count > 1
+        several = switch.is_additive and switch.is_whole and switch.chunk_count > 1
         for first in range(0, switch.chunk_count, _CHUNKS) if several else (0,):
             yield switch, range(first, min(first + _CHUNKS, switch.chunk_count)) if several else range(0)
 
@@ -48,14 +52,19 @@ def _decode(unit: tuple[Switch, range]) -> tuple[Switch, list[Any]]:
     if chunks:
         form = stored_form(switch)
         return switch, [pack_chunk(switch, form, chunk) for chunk in chunks]
-    return switch, [switch.data() if switch.kind == "dense" else planes(switch)]
+    if switch.kind == "dense":
+        return switch, [switch.data()]
+    own_vector = switch.kind == "masked" and not switch.is_whole
+    return switch, [planes(switch), *([switch.vector()] if own_vector else [])]
 
 
-def _finish(switch: Switch, parts: list[Any], staging: Staging) -> Loaded:
+def _finish(switch: Switch, parts: list[Any], vector: Tensor | None, staging: Staging) -> Loaded:
     if switch.kind == "dense":
         (data,) = staging.send([parts[0]])
         return data.view(torch_dtype(switch.target))
     if isinstance(parts[0], ChunkPlanes):
         parts = [assemble(stored_form(switch), switch.elements, parts)]
-    host = HostSwitch.of(switch, parts[0])
+    if switch.kind == "masked" and vector is None:  # of a slice
+        vector = send_vector(parts[1], switch, staging)
+    host = HostSwitch.of(switch, parts[0], vector)
     return host.packed(staging.send(host.arrays))

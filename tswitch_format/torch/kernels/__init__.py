@@ -8,8 +8,11 @@
     fused.py            CUDA: Triton; unpacks, expands gaps, applies and saves in one pass
     rounded.py          several switches into f16 and bf16, for all of them
 
-`run` allocates buffers of the size of a chunk (2^20 elements) at most, `add_rounded` see there; on CUDA the first jobs of a
-kind are measured to find the best block size, which takes at most 16 chunks twice and 256 MiB for a moment.
+Masked switches are saved and put back by all of them; their values are added in plain torch on CUDA, by NumPy on the CPU.
+
+`run` allocates buffers of the size of a chunk (2^20 elements) at most, on the CPU some for each thread; `add_rounded` see
+there; on CUDA the first jobs of a kind are measured to find the best block size, which takes at most 16 chunks twice and
+256 MiB for a moment.
 """
 
 from __future__ import annotations

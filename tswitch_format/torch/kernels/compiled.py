@@ -1,4 +1,8 @@
-"""The compiled loops of `switch/compiled.py` on CPU tensors, shared among as many threads as torch uses."""
+"""The compiled loops of `switch/compiled.py` on CPU tensors, shared among as many threads as torch uses.
+
+They know ternary switches. Of a masked one they gather the vector's active elements and the weights' by rank, NumPy adds them
+(`switch/apply.py`), and the loops put the sums back: three passes over the codes in place of one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,11 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tswitch_format._dtypes import BF16, F32, from_float, to_float
 from tswitch_format.switch import compiled
-from tswitch_format.switch.apply import Scale
+from tswitch_format.switch.apply import Scale, vector_values
+from tswitch_format.switch.planes import RANK, Mode
+from tswitch_format.torch.checkpoint import dtype_of_tensor
 from tswitch_format.torch.kernels import reference
 from tswitch_format.torch.kernels.job import Job
 from tswitch_format.torch.kernels.rounded import Terms, piece_adder
+from tswitch_format.torch.packed import PackedSwitch
 
 _T = TypeVar("_T")
 
@@ -29,7 +38,7 @@ PIECE = 1  # chunks that are summed at a time: 4 MiB of f32, which stay in the c
 
 def run(jobs: Sequence[Job], done: list[Job]) -> None:
     """Do all jobs, those of one target in order. Weights of other types than f32 and bf16, or with gaps between their
-    elements, are left to the reference."""
+    elements, and vectors of f64, are left to the reference."""
     waiting: list[Job] = []
     begun: set[int] = set()
     for job in jobs:
@@ -46,7 +55,8 @@ def run(jobs: Sequence[Job], done: list[Job]) -> None:
 
 
 def _takes(job: Job) -> bool:
-    return job.target.dtype in _TYPES and job.contiguous
+    vector = job.switch.vector if job.gathers else None
+    return job.target.dtype in _TYPES and job.contiguous and (vector is None or vector.dtype != torch.float64)
 
 
 def _run(jobs: Sequence[Job], done: list[Job]) -> None:
@@ -127,7 +137,10 @@ def _run_here(jobs: Sequence[Job]) -> None:
 
 
 def _parts(job: Job, least: int) -> Iterator[Job]:
-    """The job in parts of whole chunks, of at least `least` blocks but the last."""
+    """The job in parts of whole chunks, of at least `least` blocks but the last. One that gathers: each chunk a part, which
+    fails, if it does, before its weights change."""
+    if job.gathers:
+        least = 1
     starts = job.switch.chunk_blocks
     first = 0
     for stop in range(1, len(starts)):
@@ -137,6 +150,9 @@ def _parts(job: Job, least: int) -> Iterator[Job]:
 
 
 def _do(job: Job) -> None:
+    if job.gathers and job.switch.vector is not None:
+        _do_gathered(job, job.switch.vector)
+        return
     switch = job.switch
     rows, columns = (None if f is None else f.numpy() for f in (switch.rows, switch.columns))
     compiled.run(
@@ -154,6 +170,53 @@ def _do(job: Job) -> None:
     )
 
 
+def _do_gathered(job: Job, vector: Tensor) -> None:
+    """Of a masked switch: ADD, SAVE_AND_ADD and VALUES, chunk by chunk."""
+    kind = dtype_of_tensor(vector) or F32
+    target = _array(job.target.view(-1))
+    dtype = BF16 if job.target.dtype == torch.bfloat16 else F32
+    origin = job.origin if job.target.ndim == 1 else 0
+    for number in range(len(job.switch.chunks) - 1):
+        switch = job.switch.part(number, number + 1)
+        blocks = switch.blocks.numpy().copy()
+        first = int(blocks[0, RANK])
+        blocks[:, RANK] -= first
+        move = partial(_move, switch, blocks)
+        gathered = np.empty(switch.active, kind.storage)
+        move(Mode.SAVE, _words(vector), gathered.view(_words(vector).dtype))
+        values = vector_values(np.float32(switch.knob), job.coefficient, F32, gathered, kind)
+        if job.mode is not Mode.VALUES:
+            found = np.empty(switch.active, target.dtype)
+            if job.mode is Mode.SAVE_AND_ADD and job.other is not None:
+                found = _array(job.other)[first : first + switch.active]
+            move(Mode.SAVE, target, found, origin)
+            sums = np.empty(switch.active, np.float32)
+            to_float(found, dtype, sums)
+            with np.errstate(all="ignore"):
+                sums += values
+            values = sums
+        move(Mode.PUT_BACK, target, from_float(values, dtype), origin)
+
+
+def _move(
+    switch: PackedSwitch,
+    blocks: NDArray[np.int64],
+    mode: Mode,
+    target: NDArray[Any],
+    other: NDArray[Any],
+    origin: int = 0,
+) -> None:
+    """Active elements to or from `other`, by rank as `blocks` has it."""
+    codes, signs = switch.codes.numpy(), switch.signs.numpy()
+    scale = Scale(np.float32(0), None, None, 1)
+    compiled.run(mode, target, switch.form, codes, signs, blocks, scale, other=other, origin=origin)
+
+
 def _array(tensor: Tensor) -> NDArray[Any]:
     """A CPU tensor's memory; bf16 as u16."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _words(tensor: Tensor) -> NDArray[Any]:
+    """The same for what is only moved: f16 as u16 too, since the loops are compiled for each type."""
+    return (tensor.view(torch.uint16) if tensor.element_size() == 2 else tensor).numpy()

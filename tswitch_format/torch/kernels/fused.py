@@ -12,6 +12,8 @@ Neighbouring lanes have neighbouring active elements, so a warp reads the sector
 what is saved lies by rank and is read and written densely. Nothing but codes and weights comes from memory: places and ranks
 are running sums of codes, which the table begins anew for each program.
 
+Masked switches: modes that need the vector's elements are left to plain torch (`Job.gathers`); saving and putting back are not.
+
 The bits are those of `reference.py`. Fusion of multiply and add is off, signs are flipped and not subtracted from zero, and
 BF16 is rounded by integers: Triton's interpreter would cut it off.
 """
@@ -57,8 +59,9 @@ _, _SAVE_AND_ADD, _SAVE, _PUT_BACK, _ROUND, _VALUES, _SIGNS = (tl.constexpr(int(
 
 def run(jobs: Sequence[Job], done: list[Job]) -> None:
     """Do all jobs in order; all targets are on one device. `done` gets those that were launched, also where an error or an
-    interrupt ends the rest. Those in F64 are left to the reference: Triton takes numbers from Python as f32."""
-    for ours, group in itertools.groupby(jobs, lambda job: job.target.dtype in _TYPES):
+    interrupt ends the rest. Those in F64 are left to the reference, for Triton takes numbers from Python as f32; and those
+    that need the vector of a masked switch, which this kernel does not read."""
+    for ours, group in itertools.groupby(jobs, lambda job: job.target.dtype in _TYPES and not job.gathers):
         if ours:
             _run(list(group), done)
         else:

@@ -9,6 +9,8 @@ from torch import Tensor
 from tswitch_format.switch.planes import Mode
 from tswitch_format.torch.packed import PackedSwitch
 
+_VALUED = (Mode.ADD, Mode.SAVE_AND_ADD, Mode.VALUES, Mode.SIGNS)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -30,6 +32,11 @@ class Job:
     def contiguous(self) -> bool:
         """Whether flat elements are places in memory."""
         return self.target.is_contiguous()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it needs elements of the vector of a masked switch. Other modes need its mask alone."""
+        return self.switch.vector is not None and self.mode in _VALUED
 
 
 def matrix_of(tensor: Tensor) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 run                 do jobs (see job.py)
 active_elements     unpack a bitmap or expand gap bytes: flat elements and signs of a chunk
-signed_values       what is added to them
+added_values        what is added to them
+signed_values       of a ternary switch
+selected_values     of a masked one
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tswitch_format._dtypes import F64
 from tswitch_format.switch.planes import RANK, SIGN, Form, Mode
 from tswitch_format.torch.kernels.job import Job
 from tswitch_format.torch.kernels.rounded import Terms, piece_adder
@@ -48,14 +51,14 @@ def _run_chunk(job: Job, done: list[Job]) -> None:
     elif mode is Mode.ROUND:
         flat[places] = _other(job)[elements - job.origin].to(flat.dtype)
     elif mode is Mode.VALUES:
-        flat[places] = signed_values(switch, elements, negative, job.coefficient, wide)
+        flat[places] = added_values(switch, elements, negative, job.coefficient, wide)
     elif mode is Mode.SIGNS:
-        flat[places] = 1 - 2 * negative.to(flat.dtype)
+        flat[places] = _signs(switch, elements, negative).to(flat.dtype)
     else:
         found = flat[places]
         sums = None
         if mode in (Mode.ADD, Mode.SAVE_AND_ADD):
-            sums = found.to(wide) + signed_values(switch, elements, negative, job.coefficient, wide)
+            sums = found.to(wide) + added_values(switch, elements, negative, job.coefficient, wide)
         if mode in (Mode.SAVE, Mode.SAVE_AND_ADD):
             _other(job)[first:stop] = found
         done.append(job)  # from here on it may be undone, and must be
@@ -67,7 +70,7 @@ def _run_chunk(job: Job, done: list[Job]) -> None:
 
 def active_elements(switch: PackedSwitch, chunk: int) -> tuple[Tensor, Tensor]:
     """Flat elements (i64[m], ascending) of the active elements of a chunk of a switch or a part, and whether they are negative
-    (bool[m])."""
+    (bool[m]; bool[0] of a masked switch)."""
     codes = chunk_codes(switch, chunk)
     start = chunk_start(switch, chunk)
     count = int(switch.chunks[chunk + 1, RANK] - switch.chunks[chunk, RANK])
@@ -86,6 +89,34 @@ def active_elements(switch: PackedSwitch, chunk: int) -> tuple[Tensor, Tensor]:
 def _bits(codes: Tensor) -> Tensor:
     """Bits of bytes, least significant first: u8[8 n]."""
     return ((codes[:, None] >> torch.arange(8, dtype=torch.uint8, device=codes.device)) & 1).view(-1)
+
+
+def added_values(
+    switch: PackedSwitch, elements: Tensor, negative: Tensor, coefficient: float, dtype: torch.dtype
+) -> Tensor:
+    """What is added to these elements, in f32 or f64."""
+    if switch.vector is not None:
+        return selected_values(switch, switch.vector, elements, coefficient, dtype)
+    return signed_values(switch, elements, negative, coefficient, dtype)
+
+
+def selected_values(
+    switch: PackedSwitch, vector: Tensor, elements: Tensor, coefficient: float, dtype: torch.dtype
+) -> Tensor:
+    """The vector's elements, times knob, times coefficient, where these are not 1; each product rounded."""
+    values = vector[elements].to(dtype)
+    for factor in (switch.knob, coefficient):
+        if factor != 1:
+            values *= torch.tensor(factor, dtype=dtype, device=elements.device)
+    return values
+
+
+def _signs(switch: PackedSwitch, elements: Tensor, negative: Tensor) -> Tensor:
+    if switch.vector is None:
+        return 1 - 2 * negative.to(torch.int8)
+    # As numbers of the arithmetic type: what it rounds to zero has no sign.
+    values = switch.vector[elements].to(torch.float64 if switch.base is F64 else torch.float32)
+    return (values > 0).to(torch.int8) - (values < 0).to(torch.int8)
 
 
 def signed_values(

@@ -31,6 +31,7 @@ from tswitch_format.torch.mixed.modules import (
     Place,
     Turn,
 )
+from tswitch_format.torch.mixed.planes import check_ternary
 from tswitch_format.torch.mixed.routing import Routing, TaskIds
 from tswitch_format.torch.packed import PackedSwitch
 
@@ -61,8 +62,9 @@ class MixedModel:
     microseconds an operation. What cannot be seen: tensors whose dimension 0 is no batch (tokens sorted for a mixture of
     experts, positions against positions) are refused, unless it happens to be as long as the batch.
 
-    Raises UnknownNameError for a parameter that is not there; OptionError for a switch that does not fit its parameter, and
-    for modules that cannot be run by rows: nn.RNN and its kind, nn.MultiheadAttention without batch_first, scripted ones.
+    Raises UnknownNameError for a parameter that is not there; OptionError for a masked switch, for one that does not fit its
+    parameter, and for modules that cannot be run by rows: nn.RNN and its kind, nn.MultiheadAttention without batch_first,
+    scripted ones.
     """
 
     def __init__(self, model: nn.Module, experts: Experts) -> None:
@@ -210,6 +212,8 @@ def _check_tie(changed: Changed, task: int, entry: Entry, where: str) -> None:
 def _check_entry(entry: Entry, tensor: Tensor, where: str) -> None:
     if not isinstance(entry, PackedSwitch | Tensor):
         raise OptionError(f"{where}: expected a packed switch or a tensor, found {type(entry).__name__}; see load()")
+    if isinstance(entry, PackedSwitch):
+        check_ternary(entry, where)
     same_type = tensor.is_floating_point() if isinstance(entry, PackedSwitch) else entry.dtype == tensor.dtype
     if tuple(entry.shape) != tuple(tensor.shape) or entry.device != tensor.device or not same_type:
         kind = entry.dtype.name if isinstance(entry, PackedSwitch) else entry.dtype

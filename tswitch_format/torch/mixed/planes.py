@@ -110,11 +110,21 @@ class TaskPlanes:
         return any(task >= 0 and self.plane_of[task] >= 0 for task in tasks)
 
 
+def check_ternary(switch: PackedSwitch, where: str | None = None) -> None:
+    """Raise OptionError for a masked switch: planes hold signs, not the numbers of a vector."""
+    if switch.vector is not None:
+        raise OptionError(
+            f"{where or f'tensor {switch.name!r}'}: expected ternary entries, found a masked one, which mixed batches cannot "
+            "use; activate one expert at a time, or leave masked experts out"
+        )
+
+
 def _same_place(switches: Sequence[PackedSwitch]) -> tuple[tuple[int, int], torch.device]:
     if not switches:
         raise OptionError("switches: expected at least one of a task, found none; leave the module as it is")
     first = switches[0]
     for switch in switches:
+        check_ternary(switch)
         if len(switch.shape) != 2 or switch.shape != first.shape or switch.device != first.device:
             raise OptionError(
                 f"tensor {switch.name!r}: expected a matrix {list(first.shape)} on {first.device} for every task, found "
@@ -158,7 +168,8 @@ def _fill(bits: Tensor, switch: PackedSwitch, transposed: bool) -> None:
 
 
 def values_of(switch: PackedSwitch, coefficient: float = 1.0) -> Tensor:
-    """What a switch adds, f32 of its shape: for vectors such as biases."""
+    """What a ternary switch adds, f32 of its shape: for vectors such as biases. Raises OptionError for a masked one."""
+    check_ternary(switch)
     out = torch.zeros(switch.elements, device=switch.device)
     run([Job(Mode.VALUES, out, switch, coefficient)])
     return out.view(switch.shape)
