@@ -23,8 +23,8 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-# Items that are begun and not taken: at least so many a thread; more while their results are small, so that threads need not
-# wait for one large item at the front (an embedding is a fifth of a model, and sorts first).
+# Items that are begun and not taken: so many a thread; more while their results are small, so that threads need not wait for
+# one large item at the front (an embedding is a fifth of a model, and sorts first), fewer where they are large.
 _WAITING = 4
 _WAITING_SMALL = 64
 _WAITING_BYTES = 1 << 26
@@ -35,8 +35,9 @@ def ordered_map(
 ) -> Iterator[_R]:
     """`map` over threads: results in the order of `items`, whatever the number of threads.
 
-    Memory is bounded however many items there are: few are begun and not taken yet, more only while `nbytes`, what their
-    results will take at most, stays small in sum. The first error ends it: nothing more is begun, what runs is waited for.
+    Memory is bounded however many items there are: few are begun and not taken yet; with `nbytes`, what each result will take
+    at most, many small ones or one more than threads of large ones. The first error ends it: nothing more is begun, what runs
+    is waited for.
     """
     if threads == 1:
         yield from map(function, items)
@@ -44,10 +45,11 @@ def ordered_map(
     pending: deque[tuple[Future[_R], int]] = deque()
 
     def full() -> bool:
-        if len(pending) < _WAITING * threads:
+        if nbytes is None:
+            return len(pending) >= _WAITING * threads
+        if len(pending) <= threads:  # what runs, and what is taken next
             return False
-        many = nbytes is None or len(pending) >= _WAITING_SMALL * threads
-        return many or sum(size for _, size in pending) > _WAITING_BYTES
+        return len(pending) >= _WAITING_SMALL * threads or sum(size for _, size in pending) > _WAITING_BYTES
 
     with ThreadPoolExecutor(threads, thread_name_prefix="tsw") as pool:
         try:

@@ -145,7 +145,7 @@ def test_of_masks_over_one_vector_the_vector_is_the_sum(
 
 def test_a_choice_of_tasks(switches: tuple[Arrays, Path, list[Arrays]], tmp_path: Path) -> None:
     base, path, parts = switches
-    tsw.merge(base, path, tmp_path / "x.safetensors", tasks=["t2", "t0"])
+    tsw.merge(base, path, tmp_path / "x.safetensors", tasks=["t2", "t0"], scale=1)
     same(tmp_path / "x.safetensors", expect(base, 1, total, [parts[2], parts[0]]))
 
 
@@ -158,6 +158,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": "t0"}, "a list of names"),
     ({"tasks": {"t0": 0.5}}, "coefficients are for 'restore'"),
     ({"tasks": []}, "at least one task"),
+    ({"method": "consensus", "k": 2.0}, "from 0 up"),
 ]
 
 
@@ -201,3 +202,54 @@ def test_another_base_is_refused(switches: tuple[Arrays, Path, list[Arrays]], tm
     with pytest.raises(tsw.BaseMismatchError):
         tsw.merge(base, switches[1], tmp_path / "x.safetensors")
     tsw.merge(base, switches[1], tmp_path / "x.safetensors", check_base=False)
+
+
+def test_the_sum_is_task_arithmetic_also_where_no_mask_selects_anything(tmp_path: Path) -> None:
+    """Of a scalar that all experts move alike, the vector is farther from each of them than the base."""
+    base: Arrays = {"scale": np.ones((), np.float32), "w": np.zeros(64, np.float32)}
+    random = np.random.default_rng(0)
+    experts: dict[str, Arrays] = {
+        f"t{number}": {"scale": np.float32(1.01) * np.ones((), np.float32), "w": random.standard_normal(64, np.float32)}
+        for number in range(5)
+    }
+    tsw.make_tall(base, experts, tmp_path / "x.tsw")
+    with tsw.open(tmp_path / "x.tsw") as file:
+        assert sum(file.switch("scale", task).active for task in file.tasks if "scale" in file.keys(task)) == 0
+    tsw.merge(base, tmp_path / "x.tsw", tmp_path / "x.safetensors", scale=1)
+    taus = [expert["scale"] - base["scale"] for expert in experts.values()]
+    assert load_file(tmp_path / "x.safetensors")["scale"] == base["scale"] + np.sum(taus, dtype=np.float32)
+
+
+@pytest.mark.parametrize("method", ["sum", "consensus"])
+def test_a_vector_is_that_of_all_its_tasks(
+    tall: tuple[Arrays, Path, list[Arrays], Arrays], tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(tsw.OptionError, match="expected 't1' too, found t0"):
+        tsw.merge(tall[0], tall[1], tmp_path / "x.safetensors", method=method, tasks=["t0"], k=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_emr_has_no_sum(tmp_path: Path) -> None:
+    base, taus = models(2)
+    tsw.make_emr(base, {f"t{number}": expert(base, tau) for number, tau in enumerate(taus)}, tmp_path / "x.tsw")
+    with pytest.raises(tsw.OptionError, match="scales its vector by itself"):
+        tsw.merge(base, tmp_path / "x.tsw", tmp_path / "x.safetensors")
+
+
+def test_switches_and_masks_are_not_added_up(tmp_path: Path) -> None:
+    base, taus = models(3)
+    experts = {f"t{number}": expert(base, tau) for number, tau in enumerate(taus)}
+    tsw.make_tall(base, {name: experts[name] for name in ("t0", "t1")}, tmp_path / "tall.tsw")
+    tsw.pack(base, experts["t2"], tmp_path / "t2.tsw", task="t2")
+    tsw.bundle([tmp_path / "tall.tsw", tmp_path / "t2.tsw"], tmp_path / "all.tsw")
+    with pytest.raises(tsw.OptionError, match="found both, switches in 't2'"):
+        tsw.merge(base, tmp_path / "all.tsw", tmp_path / "x.safetensors")
+    tsw.merge(base, tmp_path / "all.tsw", tmp_path / "x.safetensors", tasks=["t2"])
+
+
+def test_the_default_scale(switches: tuple[Arrays, Path, list[Arrays]], tmp_path: Path) -> None:
+    base, path, _ = switches
+    for method, scale in (("sum", 0.3), ("consensus", 0.3), ("ties", 1.0)):
+        tsw.merge(base, path, tmp_path / "x.safetensors", method=method)
+        tsw.merge(base, path, tmp_path / "y.safetensors", method=method, scale=scale)
+        assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()

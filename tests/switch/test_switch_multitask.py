@@ -113,17 +113,20 @@ def emr(
 
 
 def compare(path: Path, vectors: Mapping[str, Array], masks: Sequence[Mapping[str, Array]]) -> None:
-    """The file has exactly these masks, and these vectors where one selects something."""
+    """The file has exactly these masks, and all vectors that are not zero: those that none selects from in the first task."""
+    selected = {name for of_task in masks for name, mask in of_task.items() if mask.any()}
+    there = {name for name in masks[0] if vectors[name].any()}
     with tsw.open(path) as file:
         for number, of_task in enumerate(masks):
-            names = {name for name, mask in of_task.items() if mask.any()}
+            names = {name for name, mask in of_task.items() if mask.any()} | (
+                there - selected if number == 0 else set()
+            )
             assert set(file.keys(f"t{number}")) == names
             for name in names:
                 switch = file.switch(name, f"t{number}")
                 assert np.array_equal(switch.mask(), of_task[name])
                 assert switch.vector().tobytes() == vectors[name].tobytes(), name
-        used = {name for of_task in masks for name, mask in of_task.items() if mask.any()}
-        assert set(file.container.index.shared.arrays.names) == used
+        assert set(file.container.index.shared.arrays.names) == selected | there
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -137,7 +140,8 @@ def test_tall_is_the_published_formula(tmp_path: Path, tasks: int, ties: bool) -
     result = tsw.make_tall(start, paths, tmp_path / "a.tsw", lambdas=given, ties=ties)
     vectors, masks = tall(base, experts, lambdas, ties, torch.float32)
     compare(tmp_path / "a.tsw", vectors, masks)
-    assert result.switches == sum(mask.any() for of_task in masks for mask in of_task.values())
+    empty = [n for n, v in vectors.items() if v.any() and not any(of_task[n].any() for of_task in masks)]
+    assert result.switches == len(empty) + sum(mask.any() for of_task in masks for mask in of_task.values())
     for number in (0, tasks - 1):
         tsw.restore(start, tmp_path / "a.tsw", tmp_path / "r.safetensors", tasks=[f"t{number}"])
         made = load_file(tmp_path / "r.safetensors")
@@ -395,7 +399,8 @@ def test_given_masks_are_kept(tmp_path: Path) -> None:
     with tsw.open(tmp_path / "a.tsw") as file:
         for (task, name), mask in masks.items():
             assert np.array_equal(file.switch(name, task).mask(), mask)
-        assert set(file.keys("t0")) == {"w", "x"}
+        assert (set(file.keys("t0")), set(file.keys("t1"))) == ({"w", "x", "y"}, {"w", "x"})
+        assert file.switch("y", "t0").active == 0  # it is merged, and no mask selects any of it
         assert file.recipe("t0")["masks"] == "given"
 
 
@@ -587,3 +592,80 @@ def test_memory_is_that_of_a_tensor_and_not_of_a_model(tmp_path: Path) -> None:
     assert many < few + 1.5 * tensor  # what one tensor waits for while the one before is written
     assert tasks < few + 5 * (CHUNK // 8 + 6 * 4 * (1 << 16))  # a chunk's masks and blocks of each further expert
     assert few < 4 * tensor
+
+
+# What was found later
+
+
+def test_tied_tensors_count_in_scales_as_often_as_a_state_dict_has_them(tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in model(3).items()}
+    experts = [{name: tensor.numpy() for name, tensor in tuned(model(3), n).items()} for n in range(3)]
+    for some in (arrays, *experts):
+        some["g.tied"] = some["a.weight"]
+    tsw.make_emr(arrays, {f"t{n}": expert for n, expert in enumerate(experts)}, tmp_path / "a.tsw")
+    as_tensors = [{name: torch.from_numpy(value) for name, value in some.items()} for some in (arrays, *experts)]
+    _, _, scales = emr(as_tensors[0], as_tensors[1:], torch.float32)
+    with tsw.open(tmp_path / "a.tsw") as file:
+        assert file.base.aliases == {"g.tied": "a.weight"}
+        assert [file.switch("a.weight", f"t{n}").knob for n in range(3)] == pytest.approx(scales, rel=1e-6)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every look at an expert's elements fail."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the experts are read")
+
+    monkeypatch.setattr("tswitch_format.switch.experts.Experts.vectors", fail)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    ("out", "task", "options", "message"),
+    [
+        ("none/x.tsw", "t", {}, "none"),
+        ("x.tsw", "e\u0301", {}, "task name"),
+        ("x.tsw", "t", {"shared_dtype": "F8"}, "shared_dtype"),
+        ("x.tsw", "t", {"profile": "small"}, "profile"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_an_expert_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: bool, out: str, task: str, options: Any, message: str
+) -> None:
+    unreadable(monkeypatch)
+    base = {name: tensor.numpy() for name, tensor in model(0).items()}
+    with pytest.raises(tsw.TswError, match=message):
+        tsw.make_tall(base, {task: base}, tmp_path / out, ties=ties, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_progress_counts_up_to_its_end(tmp_path: Path, ties: bool) -> None:
+    base = model(1)
+    start, paths = saved(tmp_path, base, [tuned(base, n) for n in range(3)])
+    seen: list[tuple[int, int]] = []
+    tsw.make_tall(start, paths, tmp_path / "a.tsw", ties=ties, progress=lambda *at: seen.append(at))
+    assert len({total for _, total in seen}) == 1
+    done = [at for at, _ in seen]
+    assert done == sorted(done) and done[0] == 1 and done[-1] == seen[0][1]
+
+
+def test_a_vector_that_f16_would_lose_is_refused(tmp_path: Path) -> None:
+    base = {"w": np.zeros(100, np.float32)}
+    expert = {"w": np.full(100, 1e-9, np.float32)}
+    with pytest.raises(tsw.OptionError, match="100 of 100 elements would become 0; take shared dtype BF16 or F32"):
+        tsw.make_tall(base, {"t": expert}, tmp_path / "x.tsw", shared_dtype="F16")
+    tsw.make_tall(base, {"t": expert}, tmp_path / "x.tsw", shared_dtype="BF16")
+
+
+def test_ties_takes_memory_for_experts_and_not_for_tensors_too(tmp_path: Path) -> None:
+    """A histogram has 0.5 MiB: of each of 20 experts for each of 60 tensors they would have 600."""
+    base = {f"w{n:02}": np.zeros(64, np.float32) for n in range(60)}
+    random = np.random.default_rng(0)
+    experts = {f"t{n}": {name: random.standard_normal(64, np.float32) for name in base} for n in range(20)}
+    tracemalloc.start()
+    try:
+        tsw.make_tall(base, experts, tmp_path / "x.tsw", ties=True, threads=4)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()

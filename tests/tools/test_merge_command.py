@@ -56,9 +56,9 @@ def test_merging_writes_what_the_library_writes(base: Path, tall: Path, tmp_path
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out.safetensors'}: 2 tensors, 9.64 kB\n")
     tsw.merge(base, tall, tmp_path / "same.safetensors", method="consensus", k=2, scale=0.4)
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
-    run("merge", base, tall, "-o", tmp_path / "one.safetensors", "--method", "sum", "--task", "math", "-q")
-    one = load_file(tmp_path / "one.safetensors")
-    assert not np.array_equal(one["a"], load_file(tmp_path / "out.safetensors")["a"])
+    run("merge", base, tall, "-o", tmp_path / "sum.safetensors", "--method", "sum", "-q")
+    total = load_file(tmp_path / "sum.safetensors")
+    assert not np.array_equal(total["a"], load_file(tmp_path / "out.safetensors")["a"])
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_merging_writes_what_the_library_writes(base: Path, tall: Path, tmp_path
         (["--method", "ties"], "tsw tall make --ties"),
         (["--method", "sum", "--task", "maths"], "'math'"),
         (["--method", "sum", "--scale", "inf"], "finite"),
+        (["--method", "sum", "--task", "math"], "expected 'code' too"),
+        (["--method", "sum", "-k", 2], "it is for --method consensus"),
     ],
 )
 def test_misuse_is_one_line(

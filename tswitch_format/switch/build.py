@@ -135,6 +135,12 @@ def round_vector(values: Floats, dtype: DType, spec: TensorSpec) -> NDArray[np.g
     stored = from_float(values, dtype)
     back: Floats = np.empty_like(values)
     to_float(stored, dtype, back)
+    small = np.count_nonzero(values) - np.count_nonzero(back)
+    if small > values.size // 2:
+        raise OptionError(
+            f"tensor {spec.name!r}: expected a vector that {dtype.name} can hold, found one of which {small} of {values.size} "
+            "elements would become 0; take shared dtype BF16 or F32"
+        )
     if not np.isfinite(back).all():
         raise OptionError(
             f"tensor {spec.name!r}: expected a vector that {dtype.name} can hold, found {np.abs(values).max():.4g}; "
@@ -194,6 +200,7 @@ def build(
             makers[stored] = _vector_maker(reader.specs[stored], vector)
         plans = [_Plan(task, reader, makers) for task in tasks]
         _check_used(makers, plans)
+        check_beforehand(reader, place, [task.name for task in tasks])
         return _write(reader, place, makers, lambda: plans, sum(len(plan.makers) for plan in plans))
 
 
@@ -212,6 +219,18 @@ class Place:
     def __post_init__(self) -> None:
         if self.profile not in lay.PROFILES:
             raise OptionError(f"profile: expected one of {', '.join(lay.PROFILES)}, found {self.profile!r}")
+
+
+def check_beforehand(base: CheckpointReader, place: Place, tasks: Sequence[str]) -> None:
+    """Raise OutputError, CheckpointError or OptionError for what would make the end of the work fail: the output, and names."""
+    check_output(place.path, base.paths)
+    _base_specs(base)
+    for task in tasks:
+        wrong = name_problem(task)
+        if wrong:
+            raise OptionError(
+                f"task name {task[:80]!r}: {wrong}; choose a name of 1 to {lay.MAX_NAME} bytes of plain text"
+            )
 
 
 MakeVector = Callable[[bool], EncodedArray | None]
@@ -250,7 +269,6 @@ def _write(
     plans: Callable[[], Sequence[_Plan]],
     entries: int,
 ) -> BuildResult:
-    check_output(place.path, reader.paths)
     specs = _base_specs(reader)
     mapped = place.profile == "mapped"
     numbers = {spec.name: number for number, spec in enumerate(specs)}
@@ -276,15 +294,18 @@ def _write(
     written: dict[str, Vector] = {}
     with ContainerWriter(place.path, header) as writer:
         names = in_file_order(vectors)
-        for name, array in zip(
-            names, ordered_map(lambda name: vectors[name](mapped), names, place.threads), strict=True
-        ):
+        made = ordered_map(
+            lambda name: vectors[name](mapped), names, place.threads, nbytes=lambda name: reader.specs[name].nbytes
+        )
+        for name, array in zip(names, made, strict=True):
             if array is not None:
                 written[name] = Vector(writer.add_shared(array), array.spec.dtype, array.sha256)
             advance()
         for plan in plans():
             writer.begin_task(plan.task.name, recipe=plan.task.recipe, checkpoint={}, metadata={})
-            for entry in ordered_map(lambda make: make(mapped, written), plan.makers, place.threads):
+            for entry in ordered_map(
+                lambda maker: maker.make(mapped, written), plan.makers, place.threads, nbytes=lambda maker: maker.nbytes
+            ):
                 writer.add(entry)
                 kinds[entry.kind] += 1
                 advance()
@@ -318,6 +339,14 @@ def _stored(base: CheckpointReader, name: str) -> str:
 _Make = Callable[[bool, Mapping[str, Vector]], EncodedEntry]
 
 
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """What makes an entry, and the most that its planes or data take."""
+
+    make: _Make
+    nbytes: int
+
+
 class _Plan:
     """What makes each entry of a task, in the order of the file. Everything that can be checked before is."""
 
@@ -340,7 +369,7 @@ def _check_used(vectors: Iterable[str], plans: Iterable[_Plan]) -> None:
             raise OptionError(f"vector {name!r}: no task has a mask for it; leave it out")
 
 
-def _makers(task: GivenTask, base: CheckpointReader) -> list[_Make]:
+def _makers(task: GivenTask, base: CheckpointReader) -> list[_Maker]:
     switches: dict[str, GivenSwitch | GivenMask] = {}
     for name, switch in task.switches.items():
         stored = _stored(base, name)
@@ -348,8 +377,12 @@ def _makers(task: GivenTask, base: CheckpointReader) -> list[_Make]:
             raise OptionError(f"task {task.name!r}: {name!r} and another name are one tied tensor; give it one switch")
         _check(task, base.specs[stored], switch)
         switches[stored] = switch
-    made = {name: _maker(base.specs[name], switch) for name, switch in switches.items()}
-    added: dict[str, _Make] = {}
+    made = {
+        # A mask, and as many signs at most.
+        name: _Maker(_switch_maker(base.specs[name], switch), base.specs[name].elements // 4)
+        for name, switch in switches.items()
+    }
+    added: dict[str, _Maker] = {}
     for name, (reader, stored) in task.dense.items():
         target = stored_name(base, name) or name
         if target in made or target in added:
@@ -359,7 +392,8 @@ def _makers(task: GivenTask, base: CheckpointReader) -> list[_Make]:
             raise CheckpointError(f"tensor {target[:80]!r}: {wrong}; rename it, a .tsw file cannot hold it")
         spec = TensorSpec(target, reader.specs[stored].dtype, reader.specs[stored].shape)
         same = target in base.specs and str(spec) == str(base.specs[target])
-        (made if same else added)[target] = _dense_maker(spec, reader, stored, added=not same)
+        maker = _Maker(_dense_maker(spec, reader, stored, added=not same), spec.nbytes)
+        (made if same else added)[target] = maker
     return [made[name] for name in in_file_order(made)] + [added[name] for name in in_file_order(added)]
 
 
@@ -385,7 +419,7 @@ def _check(task: GivenTask, spec: TensorSpec, switch: GivenSwitch | GivenMask) -
             raise OptionError(f"{where}: expected {size} finite {what} factors, found shape {list(factors.shape)}")
 
 
-def _maker(spec: TensorSpec, switch: GivenSwitch | GivenMask) -> _Make:
+def _switch_maker(spec: TensorSpec, switch: GivenSwitch | GivenMask) -> _Make:
     chunks = range(lay.chunks_of(spec.elements))
     if isinstance(switch, GivenMask):
         return lambda mapped, vectors: encode_masked(

@@ -9,6 +9,7 @@ A tensor pairs with the base's by name, as in `pack`.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class Experts(Closing):
     """The base, the experts, and how their tensors pair.
 
     `names`: the tasks. `terms`: for each float tensor of the base, the experts that have it as one of floats, in order.
-    `dense`: for each task what is to be stored whole, as `GivenTask.dense` has it.
+    `dense`: for each task what is to be stored whole, as `GivenTask.dense` has it. `times`: how often a state dict has each
+    tensor, which is once for each of its names.
     """
 
     def __init__(self, base: Any, experts: Mapping[str, Any], dense: Sequence[str], on_mismatch: str) -> None:
@@ -55,6 +57,7 @@ class Experts(Closing):
             self.readers = [opened.enter_context(borrow_checkpoint(expert)) for expert in experts.values()]
             for number, reader in enumerate(self.readers):
                 self._pair(number, reader, options)
+            self.times = Counter([*self.base.specs, *self.base.aliases.values()])
             self._opened = opened.pop_all()
 
     def _pair(self, number: int, reader: CheckpointReader, options: PackOptions) -> None:

@@ -1,6 +1,6 @@
 """Several experts of one base -> one vector that they share, and a mask for each: TALL-masks and EMR-Merging.
 
-    make_tall    vector = sum (or TIES merge) of the task vectors; mask where the expert is nearer to it than to the base
+    make_tall    vector = sum (or TIES merge) of the task vectors; mask where base + vector is near enough to the expert
     make_emr     vector = the largest of the entries that agree in sign; mask where an expert agrees; a scale for each
 
 Experts are read once, tensor by tensor, in blocks that fit the cache (once more for each pass of TIES). A tensor's vector and
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from os import PathLike, pread, pwrite
@@ -40,6 +41,7 @@ from tswitch_format.switch.build import (
     MakeVector,
     Place,
     Progress,
+    check_beforehand,
     round_vector,
     vector_dtype,
     write_tasks,
@@ -70,14 +72,18 @@ def make_tall(
     """Write to `path` a TALL mask of each expert over their multi-task vector (arXiv 2405.07813).
 
     mask = |base - expert| > |(base + vector) - expert| * lambda, strictly, in f32 (f64 for F64 tensors) and in this order of
-    operations; vector = the sum of all expert - base, added as torch does, or with `ties` their TIES merge (20 % of each,
-    elected signs, sum). Restored: base + mask * vector.
+    operations; vector = the sum of all expert - base, in torch's order (`total_of` says where it is not), or with `ties` their
+    TIES merge (20 % of each, elected signs, sum). Restored: base + mask * vector.
 
     `experts`: name of the task -> a path, a mapping of arrays or an nn.Module. `lambdas`: one, or one a task (0.4 for those
     left out); the paper chooses among 0.2 to 0.6 on validation data. `masks(task, tensor, chunk)`, called from threads, gives
     masks that somebody else made instead: of each chunk of 2^20 elements the bit string, least significant bit first.
     `shared_dtype`: the vector is stored as "F32", "BF16" or "F16" (F64 tensors as F64 unless one of the latter two); masks are
-    made before it is rounded. `dense`, `on_mismatch`: as in `pack`, for each expert.
+    made before it is rounded. `dense`, `on_mismatch`: as in `pack`, for each expert. `progress` gets steps done and in all.
+
+    Memory: blocks of all experts, and a tensor's encoded vector for each thread and one; with `ties` 0.5 MiB an expert. Disk
+    beside the output: a bit an element and task while it is made. With `ties` every expert is read three times more, four
+    for models with F64.
 
     Raises OptionError, CheckpointError (NonFiniteError) or OutputError; then nothing is written.
     """
@@ -92,14 +98,15 @@ def make_tall(
     place = Place(Path(path), profile, base_id, base_revision, dict(metadata or {}), thread_count(threads), progress)
     recipe = {"method": "tall-masks", "vector": "ties" if ties else "sum", "tasks": str(len(experts))}
     with Experts(base, experts, dense, on_mismatch) as all_experts:
-        merge = Ties(all_experts, place.threads) if ties else Sum()
+        job = _Job(all_experts, shared_dtype, place)
+        merge = Ties(all_experts, place.threads, job.count_more) if ties else Sum()
         if masks is not None:
             method: Method = Given(merge, lambda expert, tensor, chunk: masks(all_experts.names[expert], tensor, chunk))
             recipes = {name: {**recipe, "masks": "given"} for name in experts}
         else:
             method = Tall(merge, [given[name] for name in experts])
             recipes = {name: {**recipe, "lambda": repr(float(given[name]))} for name in experts}
-        return _Job(all_experts, method, shared_dtype, place).run(recipes)
+        return job.run(method, recipes)
 
 
 def make_emr(
@@ -127,8 +134,8 @@ def make_emr(
     place = Place(Path(path), profile, base_id, base_revision, dict(metadata or {}), thread_count(threads), progress)
     recipe = {"method": "emr-merging", "tasks": str(len(experts))}
     with Experts(base, experts, dense, on_mismatch) as all_experts:
-        job = _Job(all_experts, Emr(), shared_dtype, place)
-        return job.run(dict.fromkeys(experts, recipe))
+        job = _Job(all_experts, shared_dtype, place)
+        return job.run(Emr(all_experts.times), dict.fromkeys(experts, recipe))
 
 
 class _Masks(Closing):
@@ -165,7 +172,8 @@ class _Masks(Closing):
     def get(self, spec: TensorSpec, expert: int, chunk: int) -> NDArray[np.uint8]:
         """The mask of one chunk."""
         size = bits.nbytes(min(lay.CHUNK, spec.elements - chunk * lay.CHUNK))
-        return np.frombuffer(pread(self._file.fileno(), size, self._at(spec.name, expert, chunk)), np.uint8)
+        with output_errors(self._output):
+            return np.frombuffer(pread(self._file.fileno(), size, self._at(spec.name, expert, chunk)), np.uint8)
 
     def _at(self, name: str, expert: int, chunk: int) -> int:
         return self._starts[name] + expert * self._strides[name] + chunk * (lay.CHUNK // 8)
@@ -176,36 +184,63 @@ class _Masks(Closing):
 
 
 class _Job:
-    """One file on its way."""
+    """One file on its way. Raises what can be known to fail when it is made, before an expert is read."""
 
-    def __init__(self, experts: Experts, method: Method, shared: str, place: Place) -> None:
+    def __init__(self, experts: Experts, shared: str, place: Place) -> None:
         self._experts = experts
-        self._method = method
         self._shared = shared
         self._place = place
         self._specs = [experts.base.specs[name] for name in in_file_order(experts.terms)]
         self._tensors: dict[str, MethodTensor] = {}
+        self._there: set[str] = set()  # vectors that are not all zero
+        self._entries = sum(map(len, experts.terms.values())) + sum(map(len, experts.dense.values()))
+        self._before = 0  # steps before the file is begun
+        for spec in self._specs:
+            vector_dtype(spec, shared)
+        check_output(place.path, (path for reader in experts.readers for path in reader.paths))
+        check_beforehand(experts.base, place, experts.names)
 
-    def run(self, recipes: Mapping[str, Mapping[str, str]]) -> BuildResult:
+    def count_more(self, done: int, total: int) -> None:
+        """Take `done` of `total` steps before the file is begun into the progress."""
+        self._before = total
+        if self._place.progress:
+            self._place.progress(done, total + len(self._experts.base.specs) + len(self._specs) + self._entries)
+
+    def run(self, method: Method, recipes: Mapping[str, Mapping[str, str]]) -> BuildResult:
         """Write the file. `recipes`: by task."""
-        experts = self._experts
-        check_output(self._place.path, (path for reader in (experts.base, *experts.readers) for path in reader.paths))
-        with _Masks(self._place.path, self._specs, len(experts.names)) as masks:
-            vectors: dict[str, MakeVector] = {spec.name: partial(self._vector, masks, spec) for spec in self._specs}
-            entries = sum(map(len, experts.terms.values())) + sum(map(len, experts.dense.values()))
-            return write_tasks(experts.base, self._place, vectors, lambda: self._tasks(masks, recipes), entries)
+        experts, place = self._experts, self._place
+        progress = place.progress
+        if progress:
+            before = self._before
+            place = replace(place, progress=lambda done, total: progress(before + done, before + total))
+        with _Masks(place.path, self._specs, len(experts.names)) as masks:
+            vectors: dict[str, MakeVector] = {
+                spec.name: partial(self._vector, method, masks, spec) for spec in self._specs
+            }
+            tasks = partial(self._tasks, method, masks, recipes)
+            return write_tasks(experts.base, place, vectors, tasks, self._entries)
 
-    def _vector(self, masks: _Masks, spec: TensorSpec, mapped: bool) -> EncodedArray | None:
-        """The vector of a tensor, None where no expert has an entry for it; its masks go to `masks`."""
+    def _vector(self, method: Method, masks: _Masks, spec: TensorSpec, mapped: bool) -> EncodedArray | None:
+        """The vector of a tensor, None where it is zero and no expert has an entry for it; its masks go to `masks`."""
         dtype = vector_dtype(spec, self._shared)
         terms = self._experts.terms[spec.name]
         numbers = [term.number for term in terms]
-        tensor = self._tensors[spec.name] = self._method.tensor(spec, numbers)
+        tensor = self._tensors[spec.name] = method.tensor(spec, numbers)
         chunks = (
             self._chunk(masks, spec, tensor, numbers, dtype, number) for number in range(lay.chunks_of(spec.elements))
         )
         made = encode_vector(TensorSpec(spec.name, dtype, spec.shape), chunks, mapped=mapped)
-        return made if any(_differs(masks, spec, term) for term in terms) else None
+        return made if any(self._has_entry(masks, spec, term) for term in terms) else None
+
+    def _has_entry(self, masks: _Masks, spec: TensorSpec, term: Term) -> bool:
+        """Whether a task has an entry for a tensor: where its expert is not the base, by what its mask selects or by its type
+        alone. What is merged belongs to the file also where no mask selects any of it: the first task by name has an entry."""
+        if masks.counts.get((spec.name, term.number)) or term.dtype is not spec.dtype:
+            return True
+        terms = self._experts.terms[spec.name]
+        if spec.name not in self._there or any(masks.counts.get((spec.name, other.number)) for other in terms):
+            return False
+        return term is min(terms, key=lambda other: self._experts.names[other.number])
 
     def _chunk(
         self, masks: _Masks, spec: TensorSpec, tensor: MethodTensor, numbers: Sequence[int], dtype: DType, chunk: int
@@ -217,6 +252,8 @@ class _Job:
         for at, count in blocks(start, start + elements):
             vector, found = tensor.block(*self._experts.vectors(spec, at, count))
             out[at - start : at - start + count] = round_vector(vector, dtype, spec)
+            if vector.any():
+                self._there.add(spec.name)
             first = (at - start) // 8
             for row, part in zip(packed, found, strict=True):
                 row[first : first + part.size] = part
@@ -224,20 +261,15 @@ class _Job:
             masks.put(spec.name, number, chunk, row)
         return out
 
-    def _tasks(self, masks: _Masks, recipes: Mapping[str, Mapping[str, str]]) -> list[GivenTask]:
+    def _tasks(self, method: Method, masks: _Masks, recipes: Mapping[str, Mapping[str, str]]) -> list[GivenTask]:
         experts = self._experts
-        knobs = self._method.knobs([self._tensors[spec.name] for spec in self._specs], len(experts.names))
+        knobs = method.knobs([self._tensors[spec.name] for spec in self._specs], len(experts.names))
         tasks = []
         for number, name in enumerate(experts.names):
             switches: dict[str, GivenMask] = {}
             for spec in self._specs:
                 term = next((t for t in experts.terms[spec.name] if t.number == number), None)
-                if term is not None and _differs(masks, spec, term):
+                if term is not None and self._has_entry(masks, spec, term):
                     switches[spec.name] = GivenMask(partial(masks.get, spec, number), knobs[number], term.dtype)
             tasks.append(GivenTask(name, switches, experts.dense[name], recipes[name]))
         return tasks
-
-
-def _differs(masks: _Masks, spec: TensorSpec, term: Term) -> bool:
-    """Whether an expert's tensor is not the base's: by what its mask selects, or by its type alone."""
-    return bool(masks.counts.get((spec.name, term.number))) or term.dtype is not spec.dtype

@@ -11,10 +11,10 @@ All in f32, or f64 for F64 tensors.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,9 @@ from tswitch_format.switch.experts import Experts, blocks
 from tswitch_format.switch.select import RadixSelect
 
 _TIES_SHARE = 0.2  # of each task vector stays, as in the published code
-_SUMMANDS = (
-    16  # torch adds the rows of a matrix in runs of so many, then the runs' sums; the published sums are torch's
-)
+_SUMMANDS = 16  # torch adds the rows of a matrix in runs of so many, then the runs' sums; published sums are torch's
+
+_Result = TypeVar("_Result")
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a vector that is not finite is refused when it is rounded
@@ -98,30 +98,43 @@ class Ties:
     (those at the threshold too), the sign of their sum is elected, and those of that sign are added. A tied tensor counts
     once for each of its names, as a state dict has it."""
 
-    def __init__(self, experts: Experts, threads: int) -> None:
-        specs = [experts.base.specs[name] for name in experts.terms]
-        self._names = Counter([*experts.base.specs, *experts.base.aliases.values()])
-        elements = sum(spec.elements * self._names[name] for name, spec in experts.base.specs.items())
-        quota = int(elements * _TIES_SHARE) + 1
-        self._thresholds = self._find_thresholds(experts, specs, quota, threads)
-        self._majority = self._find_majority(experts, specs, threads)
+    def __init__(self, experts: Experts, threads: int, progress: Callable[[int, int], None]) -> None:
+        self._experts = experts
+        self._specs = [experts.base.specs[name] for name in experts.terms]
+        self._threads = threads
+        self._wide = any(spec.dtype is F64 for spec in self._specs)
+        self._steps = (RadixSelect(wide=self._wide).passes + 1) * len(self._specs)
+        self._done = 0
+        self._progress = progress
+        elements = sum(spec.elements * experts.times[name] for name, spec in experts.base.specs.items())
+        self._thresholds = self._find_thresholds(int(elements * _TIES_SHARE) + 1)
+        self._majority = self._find_majority()
 
-    def _find_thresholds(self, experts: Experts, specs: Sequence[TensorSpec], quota: int, threads: int) -> list[float]:
-        selects = [RadixSelect(wide=any(spec.dtype is F64 for spec in specs)) for _ in experts.names]
+    def _each(self, work: Callable[[TensorSpec], _Result]) -> Iterator[_Result]:
+        """One pass over all tensors."""
+        for found in ordered_map(work, self._specs, self._threads):
+            yield found
+            self._done += 1
+            self._progress(self._done, self._steps)
 
-        def histograms(spec: TensorSpec) -> list[NDArray[np.int64]]:
-            found = [np.zeros_like(select.counts) for select in selects]
-            for start, count in blocks(0, spec.elements):
-                _, _, taus = experts.vectors(spec, start, count)
+    def _find_thresholds(self, quota: int) -> list[float]:
+        experts = self._experts
+        selects = [RadixSelect(wide=self._wide) for _ in experts.names]
+        locks = [threading.Lock() for _ in experts.names]
+
+        def count(spec: TensorSpec) -> None:
+            for start, size in blocks(0, spec.elements):
+                _, _, taus = experts.vectors(spec, start, size)
                 for term, tau in zip(experts.terms[spec.name], taus, strict=True):
-                    found[term.number] += selects[term.number].histogram(np.abs(tau)) * self._names[spec.name]
-            return found
+                    # One histogram of 0.5 MiB a thread at a time: of every expert for every tensor they would be gigabytes.
+                    found = selects[term.number].histogram(np.abs(tau)) * experts.times[spec.name]
+                    with locks[term.number]:
+                        selects[term.number].counts += found
 
         wanted = [0] * len(selects)
         for number in range(selects[0].passes):
-            for found in ordered_map(histograms, specs, threads):
-                for select, counts in zip(selects, found, strict=True):
-                    select.counts += counts
+            for _ in self._each(count):
+                pass
             if number == 0:
                 # Zeros are not counted; a threshold of 0 keeps everything.
                 wanted = [quota if quota <= int(select.counts.sum()) else 0 for select in selects]
@@ -130,8 +143,10 @@ class Ties:
                     select.advance(some)
         return [select.threshold if some else 0.0 for select, some in zip(selects, wanted, strict=True)]
 
-    def _find_majority(self, experts: Experts, specs: Sequence[TensorSpec], threads: int) -> int:
+    def _find_majority(self) -> int:
         """The sign of most sums in the model: it is elected where a sum is 0."""
+
+        experts = self._experts
 
         def balance(spec: TensorSpec) -> int:
             found = 0
@@ -139,9 +154,9 @@ class Ties:
                 _, _, taus = experts.vectors(spec, start, count)
                 total = total_of(self._trimmed(taus, [term.number for term in experts.terms[spec.name]]))
                 found += int(np.count_nonzero(total > 0)) - int(np.count_nonzero(total < 0))
-            return found * self._names[spec.name]
+            return found * experts.times[spec.name]
 
-        return int(np.sign(sum(ordered_map(balance, specs, threads))))
+        return int(np.sign(sum(self._each(balance))))
 
     def _trimmed(self, taus: Sequence[Floats], numbers: Sequence[int]) -> list[Floats]:
         return [tau * (np.abs(tau) >= np.float64(self._thresholds[n])) for tau, n in zip(taus, numbers, strict=True)]
@@ -233,27 +248,31 @@ class _GivenTensor:
 
 
 class Emr:
-    """EMR-Merging."""
+    """EMR-Merging. `times`: how often each tensor counts in the scales."""
+
+    def __init__(self, times: Mapping[str, int]) -> None:
+        self._times = times
 
     def tensor(self, spec: TensorSpec, numbers: Sequence[int]) -> MethodTensor:
         """See `Method`."""
-        return _EmrTensor(spec.elements, numbers)
+        return _EmrTensor(spec.elements, numbers, self._times[spec.name])
 
     def knobs(self, tensors: Sequence[MethodTensor], tasks: int) -> list[float]:
         """See `Method`: of each task the ratio of the sums over tensors of mean magnitudes, before and after."""
         own, kept = np.zeros(tasks), np.zeros(tasks)
         for tensor in tensors:
             if isinstance(tensor, _EmrTensor):
-                own[tensor.numbers] += tensor.own / max(tensor.elements, 1)
-                kept[tensor.numbers] += tensor.kept / max(tensor.elements, 1)
+                own[tensor.numbers] += tensor.times * tensor.own / max(tensor.elements, 1)
+                kept[tensor.numbers] += tensor.times * tensor.kept / max(tensor.elements, 1)
         return [float(a / b) if b else 1.0 for a, b in zip(own, kept, strict=True)]
 
 
 class _EmrTensor:
     """`own`, `kept`: for each expert the sums of |tau| and of |vector * mask|, in f64."""
 
-    def __init__(self, elements: int, numbers: Sequence[int]) -> None:
+    def __init__(self, elements: int, numbers: Sequence[int], times: int) -> None:
         self.elements = elements
+        self.times = times
         self.numbers = list(numbers)
         self.own, self.kept = np.zeros(len(numbers)), np.zeros(len(numbers))
 

@@ -8,6 +8,7 @@ import click
 
 import tswitch_format as tsw
 from tswitch_tools.commands import options
+from tswitch_tools.commands.failure import Misuse
 from tswitch_tools.progress import progress_bar
 from tswitch_tools.text import printable, size
 
@@ -27,18 +28,14 @@ from tswitch_tools.text import printable, size
     "--active-in",
     "k",
     type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
     metavar="K",
-    help="consensus: how many tasks an element must be active in.",
+    help="consensus: how many tasks an element must be active in.  [default: 2]",
 )
 @click.option(
     "--scale",
     type=float,
-    default=1.0,
-    show_default=True,
     metavar="X",
-    help="What the merged difference is multiplied by.",
+    help="What the merged difference is multiplied by.  [default: 0.3; 1 for ties]",
 )
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="A task to merge; all if left out. Repeatable.")
 @click.option("--check-base/--no-check-base", default=True, help="Refuse a base of other content, or go on with it.")
@@ -50,8 +47,8 @@ def merge(
     file: Path,
     out: Path,
     method: str,
-    k: int,
-    scale: float,
+    k: int | None,
+    scale: float | None,
     tasks: tuple[str, ...],
     check_base: bool,
     threads: int | None,
@@ -60,21 +57,23 @@ def merge(
     """Write one model for all tasks of a file: base + scale * what they add.
 
     sum: task arithmetic. ties: the mean of what agrees with the sum in sign. consensus: the sum where at least K tasks are
-    active; 2 leaves out what no task or only one needs. Of a file that 'tsw tall make' made, the vector is the sum. The papers
-    choose the scale on validation data, from 0.1 to 1.
+    active; 2 leaves out what no task or only one needs. Of a file that 'tsw tall make' made, the vector is the sum, of all its
+    tasks. The papers choose the scale on validation data, from 0.1 to 1.
 
     \b
     Examples:
       tsw merge base.safetensors all.tsw -o multi.safetensors --method consensus -k 2 --scale 0.4
       tsw merge base/ all.tsw -o multi/ --method ties --task math --task code
     """
+    if k is not None and method != "consensus":
+        raise Misuse(f"-k: it is for --method consensus, found {method}; leave it out")
     with progress_bar("merge", quiet=quiet) as progress:
         result = tsw.merge(
             base,
             file,
             out,
             method=method,
-            k=k,
+            k=2 if k is None else k,
             scale=scale,
             tasks=tasks or None,
             check_base=check_base,

@@ -83,7 +83,7 @@ _on_mismatch = click.option(
     multiple=True,
     callback=_lambdas,
     metavar="[NAME=]X",
-    help="How much nearer to the expert than to the base; for all tasks, or one. Repeatable.  [default: 0.4]",
+    help="Smaller ones select more; for all tasks, or for one. Repeatable.  [default: 0.4]",
 )
 @click.option("--ties", is_flag=True, help="Merge the task vectors by TIES instead of adding them.")
 @options.shared_dtype
@@ -112,6 +112,8 @@ def tall_make(
 
     EXPERT is a checkpoint, named by its file or folder, or NAME=PATH. An element is in an expert's mask where |base - expert| >
     |(base + vector) - expert| * lambda. The paper tries lambdas of 0.2 to 0.6 for each task on validation data.
+
+    While it is made, masks wait beside OUT: a bit an element of the base for each expert. --ties reads all experts four times.
 
     \b
     Examples:

@@ -11,7 +11,8 @@ of the base's, or an NPY file with the whole vector.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -177,15 +178,28 @@ def _over_experts(source: Path, masks: Masks, base: CheckpointReader, out: Path,
     )
 
 
-Vector = Callable[[str, int, int], NDArray[np.float32] | NDArray[np.float64]]  # tensor, first element, how many
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """A multi-task vector. `read(tensor, start, count)`: its elements; `names`: of the tensors that it has."""
+
+    names: Collection[str]
+    read: Callable[[str, int, int], NDArray[np.float32] | NDArray[np.float64]]
+
+    def any(self, name: str, elements: int) -> bool:
+        """Whether it has a tensor and that is not all zero."""
+        starts = range(0, elements, CHUNK) if name in self.names else ()
+        return any(bool(self.read(name, start, min(CHUNK, elements - start)).any()) for start in starts)
 
 
 def _over_vector(
-    masks: Masks, base: CheckpointReader, out: Path, options: ImportOptions, vector: Vector
+    masks: Masks, base: CheckpointReader, out: Path, options: ImportOptions, vector: _Vector
 ) -> BuildResult:
     names = [name for name, spec in base.specs.items() if spec.dtype.is_float]
     active = {task: [name for name in names if masks.count(task, name)] for task in masks.tasks}
-    used = [name for name in names if any(name in of_task for of_task in active.values())]
+    used = {name for of_task in active.values() for name in of_task}
+    # What is merged belongs to the file also where no mask selects any of it, as when it is made of experts.
+    unselected = [name for name in names if name not in used and vector.any(name, base.specs[name].elements)]
+    active[min(masks.tasks)] += unselected
     recipe = {"method": "tall-masks", "vector": "given", "masks": "given", "tasks": str(len(masks.tasks))}
     return build(
         base,
@@ -194,7 +208,7 @@ def _over_vector(
             GivenTask(task, {name: GivenMask(partial(masks.chunk, task, name)) for name in of_task}, recipe=recipe)
             for task, of_task in active.items()
         ],
-        vectors={name: _given_vector(vector, base, name, options.shared_dtype) for name in used},
+        vectors={name: _given_vector(vector, base, name, options.shared_dtype) for name in (*used, *unselected)},
         profile=options.profile,
         base_id=options.base_id,
         base_revision=options.base_revision,
@@ -203,31 +217,30 @@ def _over_vector(
     )
 
 
-def _given_vector(vector: Vector, base: CheckpointReader, name: str, shared_dtype: str) -> GivenVector:
+def _given_vector(vector: _Vector, base: CheckpointReader, name: str, shared_dtype: str) -> GivenVector:
     spec = base.specs[name]
 
     def chunk(number: int) -> NDArray[np.float32] | NDArray[np.float64]:
         start = number * CHUNK
-        return vector(name, start, min(CHUNK, spec.elements - start))
+        return vector.read(name, start, min(CHUNK, spec.elements - start))
 
     return GivenVector.of_floats(spec, shared_dtype, chunk)
 
 
-def _named_vector(vector: CheckpointReader, base: CheckpointReader, masks: Masks) -> Vector:
+def _named_vector(vector: CheckpointReader, base: CheckpointReader, masks: Masks) -> _Vector:
     stored = names_of(vector)
     for name, spec in base.specs.items():
-        if not any(masks.count(task, name) for task in masks.tasks):
-            continue
         found = vector.specs.get(stored.get(name, ""))
-        if found is None or found.shape != spec.shape or not found.dtype.is_float:
+        wrong = found is not None and (found.shape != spec.shape or not found.dtype.is_float)
+        if spec.dtype.is_float and (wrong or (found is None and any(masks.count(task, name) for task in masks.tasks))):
             raise CheckpointError(
                 f"{vector.location}: tensor {name!r}: expected the multi-task vector, floats {list(spec.shape)}, found "
                 f"{found or 'none'}; give a vector of the same base"
             )
-    return lambda name, start, count: floats(vector, stored[name], start, count)
+    return _Vector(stored, lambda name, start, count: floats(vector, stored[name], start, count))
 
 
-def _flat_vector(path: Path, layout: VectorLayout) -> Vector:
+def _flat_vector(path: Path, layout: VectorLayout) -> _Vector:
     try:
         flat = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
@@ -244,7 +257,7 @@ def _flat_vector(path: Path, layout: VectorLayout) -> Vector:
         first = layout.starts[name] + start
         return np.array(flat[first : first + count])
 
-    return read
+    return _Vector(layout.tensors, read)
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
