@@ -453,6 +453,50 @@ def empty_shared_arrays() -> bytes:
     return sealed(document(shared=shared))
 
 
+_ROUTER = {"extractor": "", "k": 1, "metric": "cosine", "preprocessing": ""}
+
+
+def _features(names: list[bytes], *, shape: tuple[int, ...] = (1, 1)) -> dict[str, Any]:
+    """Samples of these names."""
+    shared = _vectors(names, shape=shape)
+    return {**shared, "roles": bytes([lay.SharedRole.FEATURES]) * len(names)}
+
+
+def _no_tasks(count: int) -> list[dict[str, Any]]:
+    return [task(f"{number:05x}", np.zeros(0, lay.ENTRY), _NO_SEGMENTS) for number in range(count)]
+
+
+def most_features() -> bytes:
+    """Samples of one task over and over, told apart by their digests."""
+    return sealed(document(router=_ROUTER, shared=_features([b"00000"] * 800_000), tasks=_no_tasks(1)))
+
+
+def features_of_no_task() -> bytes:
+    """Samples of many names, of which the first 4,096 are those of tasks."""
+    return sealed(document(router=_ROUTER, shared=_features(_numbered(300_000)), tasks=_no_tasks(4096)))
+
+
+def features_of_other_shapes() -> bytes:
+    """Samples of 16 dimensions, of one task over and over."""
+    shared = _features([b"00000"] * 300_000, shape=(1,) * 16)
+    return sealed(document(router=_ROUTER, shared=shared, tasks=_no_tasks(1)))
+
+
+def features_of_all_tasks() -> bytes:
+    """4,096 tasks with a sample each."""
+    shared = _features(_numbered(4096))
+    segments = np.zeros(4096, lay.SEGMENT)
+    segments["offset"], segments["length"] = lay.FRAME + 2 * np.arange(4096), 2
+    segments["count"], segments["role"], segments["codec"] = 1, lay.Role.DATA, lay.Codec.RAW
+    shared["segments"] = segments.tobytes()
+    return sealed(document(router=_ROUTER, shared=shared, tasks=_no_tasks(4096)), bytes(2 * 4096))
+
+
+def features_without_router() -> bytes:
+    """Samples of one task over and over, and nothing that uses them."""
+    return sealed(document(shared=_features([b"00000"] * 800_000), tasks=_no_tasks(1)))
+
+
 ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "largest index": (None, largest_index),
     "most members": (None, most_members),
@@ -496,4 +540,9 @@ ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "every mask wrong": ("TSW-507", every_mask_wrong),
     "most segments of a vector": (None, most_segments_of_a_vector),
     "empty shared arrays": ("TSW-409", empty_shared_arrays),
+    "most features": ("TSW-409", most_features),
+    "features of no task": ("TSW-409", features_of_no_task),
+    "features of other shapes": ("TSW-409", features_of_other_shapes),
+    "features of all tasks": (None, features_of_all_tasks),
+    "features without a router": ("TSW-411", features_without_router),
 }

@@ -42,6 +42,8 @@ _TEXTS = (
     "x" * 1025,
     "archive",
     "mapped",
+    "euclidean",
+    "cosine",
     "w",
     "\ufffd",
     "\U0001f600",
@@ -272,7 +274,16 @@ def of_zip(data: bytes, rng: random.Random, raw: Raw) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()[:32]]
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error):
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        IndexError,
+        zlib.error,
+    ):
         return raw(data, rng)
     if not members:
         return raw(data, rng)

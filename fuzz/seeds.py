@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import pickle
 import struct
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,11 @@ import tswitch_format as tsw
 from fuzz import parts
 from fuzz.memory import Slot, written_to_memory
 from tswitch_format import _layout as lay
+from tswitch_format.checkpoint import CheckpointReader, open_checkpoint
 from tswitch_format.codecs import bits, gaps, zstd
+from tswitch_tools.carrier import DOCUMENT_KEY, all_tensors
+from tswitch_tools.carrier_document import from_json
+from tswitch_tools.exporters import safetensors_carrier as exporter
 
 ROOT = Path(__file__).parent.parent
 _LARGEST = 12_000  # bytes; larger files slow every input down
@@ -193,7 +200,7 @@ def payloads() -> list[bytes]:
 def templates() -> list[bytes]:
     """Valid files with segments and without digests."""
     found = []
-    golden = [(ROOT / "tests" / "golden" / f"{name}.tsw").read_bytes() for name in ("smallest", "bare")]
+    golden = [(ROOT / "tests" / "golden" / f"{name}.tsw").read_bytes() for name in ("smallest", "bare", "router")]
     for data in packed() + golden:
         apart = parts.Parts.of(data)
         apart.forget_digests()
@@ -246,4 +253,44 @@ def torch_files() -> list[bytes]:
             out = io.BytesIO()
             torch.save(content, out, _use_new_zipfile_serialization=new)
             found.append(out.getvalue())
+    return found
+
+
+@cache
+def carriers() -> list[bytes]:
+    """Documents of `packed` files as safetensors, with and without digests, a zero byte, and the tensors."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        file, carrier = Path(folder, "a.tsw"), Path(folder, "a.safetensors")
+        for data in dict.fromkeys((*packed(), *templates())):
+            file.write_bytes(data)
+            with tsw.open(file) as opened:
+                exporter.convert(opened, None, carrier, threads=1)
+            with contextlib.closing(open_checkpoint(carrier)) as reader:
+                document = reader.metadata[DOCUMENT_KEY]
+                content = b"".join(_content(reader, spec.name) for spec in all_tensors(from_json(document, carrier)))
+            found.append(document.encode() + b"\0" + content)
+    return found
+
+
+def _content(reader: CheckpointReader, name: str) -> bytes:
+    out = np.empty(reader.specs[name].nbytes, np.uint8)
+    reader.read_into(name, 0, out)
+    return out.tobytes()
+
+
+@cache
+def tall_masks() -> list[bytes]:
+    """Masks as NumPy 1 and 2 save them, as pickles, and as torch.save does."""
+    import torch  # noqa: PLC0415 - only this harness needs it
+
+    found = [path.read_bytes() for path in sorted((ROOT / "tests" / "importers" / "tall_fixtures").glob("*/*.npy"))]
+    flags = np.arange(20) % 3 == 0
+    packed_masks = {"one": np.packbits(flags), "two": np.packbits(~flags)}
+    found += [pickle.dumps(packed_masks, protocol) for protocol in range(2, 6)]
+    named = {"a.weight": torch.from_numpy(flags.reshape(4, 5)), "b": torch.from_numpy(flags)}
+    for content in ({name: torch.from_numpy(mask) for name, mask in packed_masks.items()}, named, named["b"]):
+        out = io.BytesIO()
+        torch.save(content, out)
+        found.append(out.getvalue())
     return found

@@ -88,7 +88,8 @@ def packed(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def masked(draw: st.DrawFn) -> bytes:
-    """A valid file of masks of one or more tasks over shared vectors; maybe also of a task with a vector of its own."""
+    """A valid file of masks of one or more tasks over shared vectors; maybe also of a task with a vector of its own,
+    and maybe with a router."""
     base = {name: draw(arrays()) for name in draw(st.lists(names(), min_size=1, max_size=4, unique=True))}
     floats = {name: array for name, array in base.items() if array.dtype.kind == "f"}
     profile = draw(st.sampled_from(lay.PROFILES))
@@ -109,7 +110,16 @@ def masked(draw: st.DrawFn) -> bytes:
             made.append(Slot(f"part{part}"))
             tsw.build(base, made[-1].path, tasks, vectors=vectors, profile=profile, threads=1)
         tsw.bundle([slot.path for slot in made], _slot.path)
-    return _slot.get()
+        if not draw(st.booleans()):
+            return _slot.get()
+        with tsw.open(_slot.path) as file:
+            tasks = draw(st.lists(st.sampled_from(file.tasks), min_size=1, unique=True))
+        stored, width = draw(st.sampled_from(_DTYPES[:2])), draw(st.integers(1, 3))
+        samples = {task: draw(arrays(stored, (draw(st.integers(1, 3)), width))) for task in tasks}
+        routed = Slot("routed")
+        options: Any = {"k": draw(st.integers(1, 9)), "metric": draw(st.sampled_from(lay.METRICS))}
+        tsw.add_router(_slot.path, routed.path, samples, **options)
+    return routed.get()
 
 
 def files() -> st.SearchStrategy[bytes]:

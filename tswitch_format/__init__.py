@@ -40,6 +40,7 @@ from tswitch_format.switch.multitask import make_emr, make_tall
 from tswitch_format.switch.overlap import Overlap, TensorOverlap, overlap
 from tswitch_format.switch.pack import PackResult, pack
 from tswitch_format.switch.restore import RestoreResult, restore
+from tswitch_format.switch.routing import Router, add_router
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.switch.transfer import bundle, extract, repack
 from tswitch_format.switch.validate import validate
@@ -64,6 +65,7 @@ __all__ = [
     "PackResult",
     "PayloadError",
     "RestoreResult",
+    "Router",
     "Switch",
     "SwitchFile",
     "TensorOverlap",
@@ -73,6 +75,7 @@ __all__ = [
     "UnsupportedError",
     "ValidationReport",
     "__version__",
+    "add_router",
     "build",
     "bundle",
     "extract",

@@ -144,6 +144,7 @@ class SharedRole(IntEnum):
     """What a shared array is for (section 5.5)."""
 
     VECTOR = 1
+    FEATURES = 2
 
 
 class Role(IntEnum):
@@ -186,6 +187,9 @@ HAS_ROW_FACTORS = 2
 HAS_COLUMN_FACTORS = 4
 
 PROFILES = ("archive", "mapped")
+METRICS = ("euclidean", "cosine")
+MAX_NEIGHBOURS = 1 << 20
+FEATURE_DIMENSIONS = 2
 
 ENTRY_DOMAIN = b"TSW1-entry\0"
 CONTENT_DOMAIN = b"TSW1-content\0"

@@ -3,7 +3,7 @@
 reading.py     frame, document, index, open, validate, decode, chunks, reference: bytes of files and of their parts
 payloads.py    planes, runs, payloads: encoded bytes
 numbers.py     encode, apply, roundtrip, repack: what is written, read and computed
-importers.py   safetensors, safetensors_header, shard_index, torch_file: checkpoints
+importers.py   safetensors, safetensors_header, shard_index, torch_file: checkpoints; carrier, tall_masks: importers
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ _ALL = (
     Target("safetensors_header", importers.safetensors_header, seeds.headers, _after(4, _plain), 50, 4096),
     Target("shard_index", importers.shard_index, seeds.shard_indexes, _plain, 70, 2048),
     Target("torch_file", importers.torch_file, seeds.torch_files, mutation.of_zip, 15),
+    Target("carrier", importers.carrier, seeds.carriers, _plain, 20),
+    Target("tall_masks", importers.tall_masks, seeds.tall_masks, mutation.of_zip, 60, 4096),
 )
 
 TARGETS: Mapping[str, Target] = {target.name: target for target in _ALL}

@@ -1,23 +1,31 @@
-"""Readers of checkpoints: only CheckpointError comes out, and what is accepted is what the file has."""
+"""Readers of checkpoints and importers: only errors of the library come out, and what is accepted is what the file has."""
 
 from __future__ import annotations
 
 import json
 import struct
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors as package
 
+import tswitch_format as tsw
 from fuzz.limits import limited, promise
-from fuzz.memory import Slot
+from fuzz.memory import Slot, written_to_memory
 from fuzz.targets.reading import slot
-from tswitch_format.checkpoint import CheckpointReader
-from tswitch_format.errors import CheckpointError
+from tswitch_format.checkpoint import CheckpointReader, TensorSpec
+from tswitch_format.errors import CheckpointError, TswError
+from tswitch_tools import carrier as carriers
+from tswitch_tools import carrier_document
 from tswitch_tools.checkpoints import safetensors_reader, torch_files
+from tswitch_tools.importers import ImportOptions, safetensors_carrier
+from tswitch_tools.tall.masks import NamedMask
+from tswitch_tools.tall.reading import open_masks
 
 _MOST = 1 << 20  # bytes read of a tensor
+_MOST_CARRIED = 1 << 16  # bytes of a carrier's tensors
 
 
 def safetensors(data: bytes) -> None:
@@ -90,6 +98,74 @@ def torch_file(data: bytes) -> None:
 @cache
 def _torch_slot() -> Slot:
     return Slot("input.pt")  # mapped by torch, so apart from the others
+
+
+def carrier(data: bytes) -> None:
+    """A carrier's document, a zero byte, and content for the tensors that follow from it: what is taken in is valid."""
+    raw, _, content = data.partition(b"\0")
+    text = raw.decode("utf-8", "replace")
+    with limited():
+        try:
+            carried = carrier_document.from_json(text, Path("input"))
+        except CheckpointError as error:
+            _check_message(error)
+            return
+    specs = list(carriers.all_tensors(carried))
+    size = sum(spec.nbytes for spec in specs)
+    if size > _MOST_CARRIED:
+        return
+    source, out = slot().path, _carrier_out().path
+    slot().put(_framed(specs, text, (content or b"\0") * (size // max(len(content), 1) + 1)))
+    _carrier_out().put(b"")
+    with written_to_memory(), limited(8 * _MOST_CARRIED):
+        try:
+            safetensors_carrier.convert(source, None, out, ImportOptions(threads=1))
+        except TswError as error:
+            _check_message(error)
+            return
+    promise(tsw.validate(out, "full").ok, "what was taken in is not valid")
+    with tsw.open(out) as file:
+        promise(file.tasks == [task.name for task in carried.tasks], "other tasks")
+        for task in carried.tasks:
+            promise(set(file.keys(task.name)) == {entry.spec.name for entry in task.entries}, "other tensors")
+
+
+def _framed(specs: list[TensorSpec], document: str, content: bytes) -> bytes:
+    """A .safetensors file of these tensors, one after the other, with as many of the bytes as they take."""
+    header: dict[str, Any] = {"__metadata__": {carriers.VERSION_KEY: carriers.VERSION, carriers.DOCUMENT_KEY: document}}
+    end = 0
+    for spec in specs:
+        place = [end, end + spec.nbytes]
+        header[spec.name] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": place}
+        end += spec.nbytes
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[:end]
+
+
+@cache
+def _carrier_out() -> Slot:
+    return Slot("carried")
+
+
+def tall_masks(data: bytes) -> None:
+    """A file of TALL masks: read without running anything of its own, or refused."""
+    path = _tall_slot().put(data)
+    with limited():
+        try:
+            found = open_masks(path)
+            for mask in found.tasks.values():
+                for flat in mask.tensors.values() if isinstance(mask, NamedMask) else (mask,):
+                    flat.check(flat.data.size * (8 if flat.packed else 1), "mask")
+                    promise(flat.window(0, flat.data.size).size == -(-flat.data.size // 8), "another window")
+        except CheckpointError as error:
+            _check_message(error)
+            return
+    promise(found.tasks, "a file without a task")
+
+
+@cache
+def _tall_slot() -> Slot:
+    return Slot("masks")  # mapped, so apart from the others
 
 
 def _read(reader: CheckpointReader, name: str) -> bytes:

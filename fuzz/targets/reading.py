@@ -117,7 +117,8 @@ def look_around(index: Index) -> None:
     promise(index.base.nbytes() >= 0, "a base of negative size")
     for number in range(len(index.shared)):
         spec = index.shared.arrays.spec(number)
-        promise(index.base.numbers.get(spec.name) is not None, "a shared array of no tensor of the base")
+        owners = index.task_numbers if index.shared.roles[number] == lay.SharedRole.FEATURES else index.base.numbers
+        promise(spec.name in owners, "a shared array of nothing")
     for task in index.tasks:
         promise(int(index.segment_counts(task.entries).sum()) == len(task.segments), "another number of segments")
 
@@ -217,7 +218,7 @@ def decode_once(data: bytes) -> None:
 
 
 def _decoded(path: Path, backend: Backend, length: int) -> list[Any]:
-    """Content or broken rule of each entry."""
+    """Content or broken rule of each entry, and of the router if there is one."""
     found: list[Any] = []
     with tsw.open(path, backend=backend) as file:
         for task in file.tasks:
@@ -227,6 +228,14 @@ def _decoded(path: Path, backend: Backend, length: int) -> list[Any]:
                 except FormatError as error:
                     check_error(error, length)
                     found.append((task, name, error.rule))
+        try:
+            router = file.router
+        except FormatError as error:
+            check_error(error, length)
+            found.append(("", "router", error.rule))
+        else:
+            samples = router.features if router is not None else {}
+            found += [(task, "router", array.shape, array.tobytes()) for task, array in samples.items()]
     return found
 
 

@@ -23,10 +23,12 @@ from making import (
     broken_frame,
     broken_masked,
     broken_records,
+    broken_router,
     broken_segments,
     limits,
     masked,
     newer,
+    router,
     valid,
 )
 from making.suite import Suite, dumped
@@ -39,8 +41,16 @@ FOLDERS = ("valid", "newer", "invalid", "apply")
 def make() -> Mapping[str, bytes]:
     """All files by path, the manifest among them."""
     suite = Suite()
-    broken = (broken_frame, broken_document, broken_records, broken_segments, broken_content, broken_masked)
-    for group in (valid, masked, limits, *broken, newer, applying, applying_masked):
+    broken = (
+        broken_frame,
+        broken_document,
+        broken_records,
+        broken_segments,
+        broken_content,
+        broken_masked,
+        broken_router,
+    )
+    for group in (valid, masked, router, limits, *broken, newer, applying, applying_masked):
         group.add(suite)
     suite.manifest.sort(key=lambda record: FOLDERS.index(record["path"].split("/")[0]))
     return {**suite.files, "manifest.json": dumped(suite.manifest)}

@@ -26,8 +26,11 @@ SLOW = {
     "most entries",
     "most tensors",
     "most texts",
+    "most vectors",
     "names in both lists",
     "one bad name a block",
+    "vectors of no tensor",
+    "vectors of other tensors",
 }
 
 

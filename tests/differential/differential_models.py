@@ -1,5 +1,5 @@
-"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, shared vectors, tied, new and removed
-tensors."""
+"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, shared vectors, routers, tied, new and
+removed tensors."""
 
 from __future__ import annotations
 
@@ -91,9 +91,10 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
         "base_id": "somebody/base" if seed % 2 else None,
     }
     masks = ["masked", "also masked"][: seed % 7 // 3]
-    paths = [folder / f"{number}.tsw" for number in range(len(names) + bool(masks) + 1)]
+    parts = [folder / f"{number}.tsw" for number in range(len(names) + bool(masks))]
+    whole, routed = folder / "whole.tsw", folder / "routed.tsw"
     with written_to_memory():
-        for task, path in zip(names, paths, strict=False):
+        for task, path in zip(names, parts, strict=False):
             tuned = _tuned(rng, values, dtypes)
             still_tied = {name: target for name, target in tied.items() if target in tuned}
             tsw.pack(
@@ -106,9 +107,30 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
                 **options,
             )
         if masks:
-            _build_masks(Checkpoint(base, tied), base, masks, paths[-2], options["profile"], options["base_id"], seed)
-        tsw.bundle(paths[:-1], paths[-1])
-    return Made(base, names + masks, paths[-1].read_bytes())
+            _build_masks(Checkpoint(base, tied), base, masks, parts[-1], options["profile"], options["base_id"], seed)
+        tsw.bundle(parts, whole)
+        if seed % 4 == 1:
+            _add_router(whole, routed, names + masks, seed)
+    return Made(base, names + masks, (routed if seed % 4 == 1 else whole).read_bytes())
+
+
+def _add_router(path: Path, out: Path, tasks: list[str], seed: int) -> None:
+    """Samples of some of the tasks. Its own generator, as that of masks."""
+    rng = np.random.default_rng([seed, 2])
+    width = int(rng.choice([1, 2, 7]))
+    samples = {}
+    for task in rng.permutation(tasks)[: rng.integers(1, len(tasks) + 1)].tolist():
+        values = rng.normal(size=(int(rng.choice([1, 3, 20])), width)) * rng.choice([0, 1, 1e-3])
+        samples[task] = values.astype(rng.choice(["<f2", "<f4"]))
+    tsw.add_router(
+        path,
+        out,
+        samples,
+        k=int(rng.choice([1, 5, 1 << 20])),
+        metric=str(rng.choice(["euclidean", "cosine"])),
+        extractor=str(rng.choice(["", "somebody/extractor", "\u00e9\n"])),
+        preprocessing=str(rng.choice(["", "none"])),
+    )
 
 
 def _build_masks(

@@ -158,7 +158,7 @@ def _index(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """One or two fields of tables; sometimes places and sums are put right behind it."""
+    """One or two fields of tables, now and then the `k` of a router."""
     apart = Parts.of(data)
     tables: list[tuple[dict[str, bytes], str, np.dtype[np.void]]] = []
     lists = [apart.document[key] for key in ("base", "extra", "shared") if key in apart.document]
@@ -170,6 +170,8 @@ def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     for task in apart.document["tasks"]:
         tables += [(task, "entries", lay.ENTRY), (task, "segments", lay.SEGMENT)] * 2
     tables = [table for table in tables if table[0][table[1]]]
+    if "router" in apart.document and rng.random() < 0.2:
+        apart.document["router"]["k"] = rng.choice(EDGES)
     for _ in range(rng.choice((1, 1, 2)) if tables else 0):
         part, key, record = rng.choice(tables)
         changed = bytearray(part[key])

@@ -29,7 +29,7 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import bits, gaps, zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import EntryDigest
-from tswitch_format.container.index import Index
+from tswitch_format.container.index import Index, RouterKeys
 from tswitch_format.container.reader import Container
 from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import Digests, TensorList
@@ -43,7 +43,7 @@ from tsw_reference import File, numerics, read  # noqa: E402
 from tsw_reference.application import Array, apply  # noqa: E402
 from tsw_reference.digest import entry_digest  # noqa: E402
 from tsw_reference.layout import DENSE, KINDS, SHARED_ROLES, TERNARY  # noqa: E402
-from tsw_reference.model import Base, Segment, Shared  # noqa: E402
+from tsw_reference.model import Base, Router, Segment, Shared  # noqa: E402
 from tsw_reference.model import Entry as ReferenceEntry  # noqa: E402
 
 Plan = tuple[lay.Codec, int]
@@ -184,11 +184,12 @@ def removed(tensor: TensorSpec) -> EncodedEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A shared vector: its record and its elements."""
+    """A shared vector, or features: its record and its elements."""
 
     tensor: TensorSpec
     raw: bytes
     codec: lay.Codec = lay.Codec.RAW
+    role: lay.SharedRole = lay.SharedRole.VECTOR
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -204,7 +205,7 @@ class Vector:
     def encoded(self) -> EncodedArray:
         """As it is written."""
         segments = arrays(lay.Role.DATA, self.raw, self.tensor.dtype.bits, self.codec)
-        return EncodedArray(lay.SharedRole.VECTOR, self.tensor, sha256(self.raw), segments)
+        return EncodedArray(self.role, self.tensor, sha256(self.raw), segments)
 
 
 def vector(tensor: TensorSpec, dtype: str, seed: str = "", codec: lay.Codec = lay.Codec.RAW) -> Vector:
@@ -213,6 +214,14 @@ def vector(tensor: TensorSpec, dtype: str, seed: str = "", codec: lay.Codec = la
     made = DTYPE_BY_NAME[dtype]
     raw = b"".join(numerics.encode(made.id, step / 1024) for step in steps.tolist())
     return Vector(spec(tensor.name, dtype, *tensor.shape), raw, codec)
+
+
+def features(task: str, dtype: str, n: int, width: int = 6, codec: lay.Codec = lay.Codec.RAW) -> Vector:
+    """Samples of a task: multiples of 1/64 that follow from its name."""
+    steps = np.frombuffer(noise(f"features {task}", n * width), np.int8)
+    made = DTYPE_BY_NAME[dtype]
+    raw = b"".join(numerics.encode(made.id, step / 64) for step in steps.tolist())
+    return Vector(spec(task, dtype, n, width), raw, codec, lay.SharedRole.FEATURES)
 
 
 def masked(
@@ -518,6 +527,37 @@ def shared_mapped(path: Path) -> None:
     write(path, [a, b], tasks, vectors=vectors, profile="mapped")
 
 
+def router(path: Path) -> None:
+    """A router: tasks with features of both types, one without, one with the name of a vector."""
+    a, w = spec("a", "F32", 4, 6), spec("w", "F16", 10)
+    vectors = [vector(a, "F32"), vector(w, "BF16")]
+    samples = [
+        features("a", "F32", 4),
+        features("größe 翻訳", "F16", 300, codec=lay.Codec.ZSTD),
+        features("t", "F16", 1),
+    ]
+    shared = sorted([*vectors, *samples], key=lambda v: v.key)
+    over = [shared.index(one) for one in vectors]
+    tasks = {
+        "t": [dataclasses.replace(masked(a, vectors[0], range(0, 24, 5))[0], vector=over[0])],
+        "größe 翻訳": [ternary(w, [0, 3, 4, 9])],
+        "none": [dataclasses.replace(masked(w, vectors[1], [1, 2], knob=-0.5)[0], vector=over[1])],
+        "a": [],
+    }
+    keys = RouterKeys(10, "cosine", "somebody/extractor@1, mean of the last layer", "größe 224 ✓")
+    write(path, [a, w], tasks, vectors=shared, router=keys)
+
+
+def router_mapped(path: Path) -> None:
+    """Features at a page in the profile `mapped`, the other metric, no words."""
+    w = spec("w", "F32", 2, 5)
+    large = Vector(spec("t", "F16", 8200, 4), b"\x00\x3c" * 32_800, role=lay.SharedRole.FEATURES)
+    small = features("u", "F32", 3, 4)
+    tasks = {"t": [ternary(w, [0, 3, 4, 9])], "u": [ternary(w, [1])]}
+    keys = RouterKeys(lay.MAX_NEIGHBOURS, "euclidean", "", "")
+    write(path, [w], tasks, vectors=[large, small], router=keys, profile="mapped")
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "smallest.tsw": smallest,
     "archive.tsw": archive,
@@ -528,6 +568,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "packed.tsw": packed,
     "shared.tsw": shared,
     "shared_mapped.tsw": shared_mapped,
+    "router.tsw": router,
+    "router_mapped.tsw": router_mapped,
 }
 
 
@@ -548,6 +590,7 @@ def describe(path: Path) -> dict[str, Any]:
         "base": {t.name: [DTYPE_NAMES[t.dtype], list(t.shape)] for t in tensors},
         "aliases": {alias: tensors[number].name for alias, number in file.base.aliases.items()},
         **({"shared": vectors} if vectors else {}),
+        **({"router": describe_router(file.router)} if file.router else {}),
         "tasks": {task.name: [describe_entry(file, e) for e in task.entries] for task in file.tasks},
     }
 
@@ -566,6 +609,16 @@ def describe_shared(file: File, array: Shared) -> dict[str, Any]:
         "shape": list(array.tensor.shape),
         "sha256": array.sha256.hex(),
         "data": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def describe_router(keys: Router) -> dict[str, Any]:
+    """What the reference reader finds of a router; its features are shared arrays."""
+    return {
+        "extractor": keys.extractor,
+        "k": keys.k,
+        "metric": keys.metric,
+        "preprocessing": keys.preprocessing,
     }
 
 

@@ -28,7 +28,7 @@ BACKENDS: tuple[Backend, ...] = ("mmap", "pread")
 
 def test_every_file_is_in_the_manifest() -> None:
     assert {path.name for path in HERE.glob("*.tsw")} == set(FILES)
-    assert sum(file["bytes"] for file in FILES.values()) < 300_000
+    assert sum(file["bytes"] for file in FILES.values()) < 400_000
 
 
 def test_files_cover_the_format() -> None:
@@ -83,6 +83,7 @@ def test_content(name: str, backend: Backend) -> None:
         assert {s.name: [s.dtype.name, list(s.shape)] for s in specs} == expected["base"]
         assert {alias: index.base.names[number] for alias, number in index.aliases.items()} == expected["aliases"]
         assert [describe_shared(array) for array in container.shared_arrays()] == expected.get("shared", [])
+        assert (index.router and vars(index.router)) == expected.get("router")
         assert index.profile == expected["profile"]
         assert (index.content_id.hex() if index.content_id else None) == expected["content_id"]
         tasks = {
@@ -134,6 +135,25 @@ def describe(entry: Entry) -> dict[str, Any]:
     elif entry.kind is lay.Kind.DENSE:
         parts = {"data": [entry.data(i) for i in chunks]}
     return found | {n: hashlib.sha256(b"".join(p.tobytes() for p in part)).hexdigest() for n, part in parts.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, file in FILES.items() if "router" in file])
+def test_routers(name: str) -> None:
+    expected = FILES[name]
+    with tsw.open(HERE / name) as opened:
+        router = opened.router
+        assert router is not None
+        assert router.tasks == tuple(expected["tasks"])
+        found = {
+            task: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+            for task, array in router.features.items()
+        }
+    dtypes = {"F16": "float16", "F32": "float32"}
+    assert found == {
+        one["name"]: [dtypes[one["dtype"]], one["shape"], one["data"]]
+        for one in expected["shared"]
+        if one["role"] == "features"
+    }
 
 
 def test_profiles_hold_the_same_content() -> None:

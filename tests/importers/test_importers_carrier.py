@@ -29,8 +29,9 @@ from tswitch_format import GivenMask, GivenSwitch, GivenTask, GivenVector
 from tswitch_format.checkpoint import DTYPE_BY_NAME, DTYPES, ArrayCheckpoint, TensorSpec
 from tswitch_format.container.digest import content_id
 from tswitch_format.container.reader import Container
+from tswitch_format.parallel import ordered_map
 from tswitch_tools import exporters, importers
-from tswitch_tools.carrier import escaped, in_order
+from tswitch_tools.carrier import escaped
 from tswitch_tools.cli import tsw as command
 from tswitch_tools.exporters import safetensors_carrier as exporter
 from tswitch_tools.importers import ImportOptions
@@ -110,9 +111,9 @@ def make(path: Path, profile: str = "archive") -> Path:
     return path
 
 
-def export(file: Path, out: Path, task: str | None = None) -> Path:
+def export(file: Path, out: Path, task: str | None = None, **options: Any) -> Path:
     with tsw.open(file) as opened:
-        exporter.convert(opened, task, out)
+        exporter.convert(opened, task, out, **options)
     return out
 
 
@@ -275,22 +276,19 @@ def test_signs_are_one_bit_string_over_chunks(tmp_path: Path) -> None:
 def test_memory_is_a_few_chunks(tmp_path: Path) -> None:
     file = big(tmp_path / "x.tsw", 64)  # 16 M elements: 64 MiB of data, and of the vector
     carrier = tmp_path / "x.safetensors"
-    assert traced(lambda: export(file, carrier), monkey_threads=1) < 30 << 20
+    assert traced(lambda: export(file, carrier, threads=1)) < 30 << 20
     assert carrier.stat().st_size > 130 << 20
     peak = traced(lambda: bring_back(carrier, tmp_path / "y.tsw", profile="mapped"))
     assert peak < 110 << 20  # one encoded tensor, and a few chunks
     check_same(file, tmp_path / "y.tsw")
 
 
-def traced(work: Callable[[], Any], monkey_threads: int | None = None) -> int:
+def traced(work: Callable[[], Any]) -> int:
     """Peak bytes of Python and NumPy."""
-    with pytest.MonkeyPatch.context() as patch:
-        if monkey_threads:
-            patch.setattr(exporter, "cores", lambda: monkey_threads)
-        tracemalloc.start()
-        work()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     return peak
 
 
@@ -324,7 +322,7 @@ def test_commands_there_and_back(tmp_path: Path) -> None:
     assert (done.exit_code, done.output) == (0, "")
     check_same(file, back)
     assert json.loads(run("info", back, "--json").stdout)["profile"] == "mapped"
-    done = run("export", file, "-o", carrier, "--to", "safetensors", "--task", "a/b")
+    done = run("export", file, "-o", carrier, "--to", "safetensors", "--task", "a/b", "--threads", 2)
     assert done.stdout == f"{carrier}: task a/b as safetensors\n"
     save_file(BASE, tmp_path / "base.safetensors")
     assert run("import", carrier, "-o", back, "--base", tmp_path / "base.safetensors").exit_code == 0
@@ -400,10 +398,15 @@ def test_metadata_and_alignment(tmp_path: Path) -> None:
             assert entry["data_offsets"][0] % (DTYPE_BY_NAME[entry["dtype"]].storage.itemsize) == 0
 
 
-@pytest.mark.filterwarnings("error")
-def test_the_example_of_the_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def example() -> str:
     text = (ROOT / "spec" / "safetensors-carrier.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(code)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_example_of_the_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str) -> None:
     expert = {**BASE, "a.weight": BASE["a.weight"] + 1, "c": BASE["c"] - RNG.standard_normal(21)}
     expert["tied"] = expert["a.weight"]
     tsw.pack(BASE, expert, tmp_path / "p.tsw", task="packed", density=0.5, base_id="org/m", base_revision="v1")
@@ -411,13 +414,41 @@ def test_the_example_of_the_description(tmp_path: Path, monkeypatch: pytest.Monk
     export(file, tmp_path / "all.safetensors")
     monkeypatch.chdir(tmp_path)
     found: Json = {}
-    exec(code, found)
+    exec(example, found)
     with tsw.open(file) as opened:
         expected = {(task, name): opened.switch(name, task) for task in opened.tasks for name in opened.keys(task)}
         assert {key for key, sw in expected.items() if sw.kind == "dense"} == found["whole"].keys()
         assert {key for key, sw in expected.items() if sw.kind != "dense"} == found["deltas"].keys()
         for key, delta in found["deltas"].items():
             assert np.array_equal(delta, expected[key].delta()), key
+
+
+def test_the_example_computes_in_binary64_over_an_f64_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    """Factors and scaled vectors, whose products binary32 would round."""
+    rng = np.random.default_rng(7)
+    base = {name: rng.standard_normal((6, 10)) for name in ("factors", "masked")} | {
+        "f32": np.ones((6, 10), np.float32)
+    }
+    rows, columns = rng.random(6, np.float32), rng.random(10, np.float32)
+    given = {
+        "factors": switch((6, 10), 1, rows=rows, columns=columns),
+        "masked": GivenMask.of_flags(rng.integers(0, 2, (6, 10)), 0.3),
+        "f32": switch((6, 10), 3, rows=rows, columns=columns),
+    }
+    vectors = {"masked": GivenVector.of_array(rng.standard_normal((6, 10)))}
+    tsw.build(base, tmp_path / "all.tsw", [GivenTask("t", given)], vectors=vectors, threads=1)
+    export(tmp_path / "all.tsw", tmp_path / "all.safetensors")
+    monkeypatch.chdir(tmp_path)
+    found: Json = {}
+    exec(example, found)
+    with tsw.open(tmp_path / "all.tsw") as opened:
+        for name in given:
+            delta, expected = found["deltas"]["t", name], opened.switch(name).delta()
+            assert delta.dtype == expected.dtype == base[name].dtype
+            assert np.array_equal(delta, expected), name
+            assert name == "f32" or not np.array_equal(delta, delta.astype(np.float32))
 
 
 # Options
@@ -455,6 +486,10 @@ def test_base_id_and_progress(tmp_path: Path) -> None:
     with tsw.open(tmp_path / "y.tsw") as file:
         assert (file.base.id, file.base.revision) == ("other/m", None)
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
+    out: list[tuple[int, int]] = []
+    one = export(tmp_path / "x.tsw", tmp_path / "1.safetensors", threads=1, progress=lambda *counts: out.append(counts))
+    assert out == seen
+    assert one.read_bytes() == export(tmp_path / "x.tsw", tmp_path / "3.safetensors", threads=3).read_bytes()
 
 
 @pytest.mark.parametrize("options", [{"knob": 1.0}, {"scales": Path("x")}, {"expert": ArrayCheckpoint({})}])
@@ -886,6 +921,67 @@ def test_threads_end_at_the_first_error() -> None:
         return number
 
     with pytest.raises(ValueError):
-        list(in_order(work, range(1000), 2))
+        list(ordered_map(work, range(1000), 2))
     assert len(begun) < 20
-    assert list(in_order(lambda n: n * n, range(50), 3)) == [n * n for n in range(50)]
+    assert list(ordered_map(lambda n: n * n, range(50), 3)) == [n * n for n in range(50)]
+
+
+@pytest.mark.parametrize("profile", ["archive", "mapped"])
+def test_a_router_is_carried_with_its_samples(tmp_path: Path, profile: str) -> None:
+    rng = np.random.default_rng(0)
+    base = {"w": np.zeros((9, 7), np.float32), "b/c": np.zeros(4, np.float32)}
+    experts = {
+        f"t{n}/%": {name: rng.standard_normal(v.shape, np.float32) for name, v in base.items()} for n in range(3)
+    }
+    tsw.make_tall(base, experts, tmp_path / "tall.tsw", profile=profile)
+    samples = {"t0/%": rng.standard_normal((5, 6), np.float32), "t2/%": np.ones((2, 6), np.float16)}
+    path = tsw.add_router(
+        tmp_path / "tall.tsw", tmp_path / "x.tsw", samples, k=3, metric="cosine", extractor="\u00e9", preprocessing="p"
+    )
+    run("export", path, "-o", tmp_path / "x.safetensors", "--to", "safetensors")
+    carried = load_file(tmp_path / "x.safetensors")
+    assert any(
+        np.array_equal(array, samples["t0/%"]) for name, array in carried.items() if name.endswith("/t0%2F%25/data")
+    )
+    run("import", tmp_path / "x.safetensors", "-o", tmp_path / "y.tsw", "--profile", profile)
+    assert (tmp_path / "y.tsw").read_bytes() == path.read_bytes()
+    for task in experts:
+        whole = tsw.extract(path, task, tmp_path / "whole.tsw")
+        run("export", path, "-o", tmp_path / "one.safetensors", "--to", "safetensors", "--task", task)
+        run("import", tmp_path / "one.safetensors", "-o", tmp_path / "one.tsw", "--profile", profile)
+        run("import", tmp_path / "x.safetensors", "-o", tmp_path / "two.tsw", "--profile", profile, "--task", task)
+        assert (tmp_path / "one.tsw").read_bytes() == (tmp_path / "two.tsw").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("router"), "TSW-411"),
+        (lambda d: d["router"].update(k=0), "TSW-411"),
+        (lambda d: d["router"].update(k="3"), "integer"),
+        (lambda d: d["router"].update(metric="other"), "TSW-411"),
+        (lambda d: d["router"].update(extractor=3), "a string"),
+        (lambda d: d["router"].pop("k"), "no 'k'"),
+        (lambda d: d["router"].update(more=1), "unknown key"),
+        (lambda d: d["shared"][0].update(role="samples"), "'vector' or 'features'"),
+        (lambda d: d["shared"][0].update(role="vector"), "TSW-409"),
+        (lambda d: d["shared"][0].update(name="other"), "tensor 'shared/0/other/data'"),
+        (lambda d: d.update(router=[]), "a map"),
+    ],
+)
+def test_a_hostile_router_is_refused(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    base = {"w": np.zeros((9, 7), np.float32)}
+    tsw.pack(base, {"w": np.ones((9, 7), np.float32)}, tmp_path / "p.tsw", task="t")
+    tsw.add_router(tmp_path / "p.tsw", tmp_path / "r.tsw", {"t": np.ones((2, 3), np.float32)})
+    run("export", tmp_path / "r.tsw", "-o", tmp_path / "x.safetensors", "--to", "safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as opened:
+        metadata = opened.metadata()
+    document = json.loads(metadata["tsw"])
+    change(document)
+    document.pop("content_id")
+    save_file(tensors, tmp_path / "bad.safetensors", metadata | {"tsw": json.dumps(document)})
+    result = CliRunner().invoke(command, ["import", str(tmp_path / "bad.safetensors"), "-o", str(tmp_path / "y.tsw")])
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert not (tmp_path / "y.tsw").exists()

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import tswitch_format as tsw
 from tswitch_tools.cli import tsw as command
+from tswitch_tools.tall.exporting import export_masks
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -474,6 +475,24 @@ def test_activation_masks_of_switches_are_said_to_be_no_tall_masks(given: Model,
             for n, tensor in given.base.items()
         }
     assert np.array_equal(bits, given.flat(masks))
+
+
+def test_scales_that_are_left_out_are_said(given: Model, tmp_path: Path) -> None:
+    experts = [tmp_path / f"{task}.safetensors" for task in TASKS]
+    ok("emr", "make", given.file, *experts, "-o", tmp_path / "e.tsw", "-q")
+    result = ok("tall", "export", tmp_path / "e.tsw", "-o", tmp_path / "out.npy")
+    assert f"the scales of 3 tasks, {min(TASKS)!r} first, are left out, so these are not TALL masks" in result.stderr
+    given.make()
+    assert "scale" not in ok("tall", "export", given.folder / "made.tsw", "-o", tmp_path / "out.npy").stderr
+
+
+def test_export_tells_its_progress(given: Model, tmp_path: Path) -> None:
+    given.make()
+    seen: list[tuple[int, int]] = []
+    with tsw.open(given.folder / "made.tsw") as file:
+        export_masks(file, file.tasks, tmp_path / "out.npy", 1, progress=lambda *counts: seen.append(counts))
+    assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
+    assert len(seen) % len(TASKS) == 0 and seen
 
 
 # Making

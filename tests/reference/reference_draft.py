@@ -79,11 +79,17 @@ def entry(number: int, kind: int, dtype: int, segments: list[dict[str, Any]], **
 def vector(
     name: str, dtype: int, *shape: int, payload: bytes, flags: int = 1, role: int = 1, **fields: Any
 ) -> dict[str, Any]:
-    """A shared vector of one chunk or none; `sha256` may be set wrong."""
+    """A shared vector, or with role 2 features, of one chunk or none; `sha256` may be set wrong."""
     fields.setdefault("sha256", hashlib.sha256(payload).digest())
     count = math.prod(shape)
     parts = [segment(5, 16, count, payload)] if count else []
     return {**tensor(name, dtype, *shape, flags=flags, **fields), "role": role, "segments": parts}
+
+
+def features(name: str, *shape: int, dtype: int = 12, **fields: Any) -> dict[str, Any]:
+    """Samples of a task."""
+    size = math.prod(shape) * (2 if dtype == 10 else 4)
+    return vector(name, dtype, *shape, **{"payload": bytes(size), "role": 2} | fields)
 
 
 def masked(number: int, dtype: int, **fields: Any) -> dict[str, Any]:
@@ -131,6 +137,7 @@ class Draft:
     aliases: dict[str, Any] = field(default_factory=lambda: {"d": 0})
     tasks: list[dict[str, Any]] = field(default_factory=lambda: [task("t", _entries())])
     shared: list[dict[str, Any]] = field(default_factory=list)
+    router: dict[str, Any] | None = None
     profile: str = "archive"
     frame: dict[str, Any] = field(default_factory=dict)
     """Fields of prologue and trailer that are not to be what they should."""
@@ -186,6 +193,8 @@ class Draft:
             more = {"shared": {**_tensor_list(self.shared), "roles": roles, "segments": of_shared}}
             document = dict(sorted((document | more).items()))
             document["shared"] = dict(sorted(more["shared"].items()))
+        if self.router is not None:
+            document = dict(sorted((document | {"router": self.router}).items()))
         if self.edit is not None:
             self.edit(document)
         return seal(pack(document) + self.tail, body + self.gap, **self.frame)

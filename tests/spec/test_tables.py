@@ -111,6 +111,7 @@ LIMITS = {
     "bytes of a name": lay.MAX_NAME,
     "bytes of names that are not ASCII, all together": lay.MAX_WIDE_NAMES,
     "elements of a chunk": lay.CHUNK,
+    "k of a router": lay.MAX_NEIGHBOURS,
     "parameter k": lay.MAX_PARAMETER,
     "bytes of a zstd frame's window, unless its content is larger": lay.MAX_WINDOW,
 }

@@ -37,6 +37,7 @@ NAMES = [
     "PackResult",
     "PayloadError",
     "RestoreResult",
+    "Router",
     "Switch",
     "SwitchFile",
     "TensorOverlap",
@@ -46,6 +47,7 @@ NAMES = [
     "UnsupportedError",
     "ValidationReport",
     "__version__",
+    "add_router",
     "build",
     "bundle",
     "extract",
@@ -192,6 +194,16 @@ def test_the_tools_use_public_modules_only() -> None:
 def test_the_public_names_of_the_torch_floor_are_these() -> None:
     torch_floor = pytest.importorskip("tswitch_format.torch")
     pytest.importorskip("torch")
-    names = ["MemoryReport", "SwitchBank", "SwitchLinear", "SwitchTensors", "TorchSwitch", "apply_", "open"]
+    names = [
+        "AutoSwitch",
+        "MemoryReport",
+        "Router",
+        "SwitchBank",
+        "SwitchLinear",
+        "SwitchTensors",
+        "TorchSwitch",
+        "apply_",
+        "open",
+    ]
     assert list(torch_floor.__all__) == names
     assert all(getattr(torch_floor, name) for name in names)

@@ -98,7 +98,7 @@ def test_info_counts_the_shared_vector_in_the_tasks_and_apart(tall: Path, run: R
         p = task["active"] / elements
         assert 0 < task["entropy_bits_per_param"] <= -p * np.log2(p) - (1 - p) * np.log2(1 - p) + 1e-9
     shown = run("info", tall).stdout
-    assert "shared: 2 vectors, 2.41 k elements, F32, " in " ".join(shown.split())
+    assert "shared: 2 arrays, 2.41 k elements, F32, " in " ".join(shown.split())
     assert "own" in shown
 
 

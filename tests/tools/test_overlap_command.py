@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import xml.etree.ElementTree as ET
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 import tswitch_format as tsw
 from tswitch_format.checkpoint import ArrayCheckpoint
-from tswitch_tools import heat_map
+from tswitch_tools import heat_map, overlap_report
 from tswitch_tools.cli import tsw as command
+from tswitch_tools.text import rounded
 
 Run = Callable[..., Result]
 
@@ -98,6 +101,46 @@ def test_tables(run: Run, bundle: Path) -> None:
     ):  # fmt: skip
         assert row.split() in lines(text), text
     assert "overlap" not in run("info", bundle, "--tensors").stdout
+
+
+@pytest.mark.parametrize("width", [80, 200, 4096, 20])
+@pytest.mark.parametrize("length", [4, 70])
+def test_no_number_is_cut_on_a_terminal(width: int, length: int) -> None:
+    """Every pair of 20 tasks, every tensor's shares and every name are there, in lines that fit."""
+    names = [f"{number:02}-" + "n" * (length - 3) for number in range(20)]
+    pairs = np.random.default_rng(5).integers(1_000_000, 9_000_000, (20, 20))
+    pairs = np.minimum(pairs, pairs.T)
+    np.fill_diagonal(pairs, 9_999_999)
+    shared = np.random.default_rng(6).integers(0, 9_000_000, 21)
+    found = tsw.Overlap(names, [tsw.TensorOverlap(f"layer.{'t' * length}", int(shared.sum()), shared, pairs)])
+    console = Console(width=width, file=io.StringIO(), markup=False, highlight=False, emoji=False)
+    overlap_report.show(found, console, tensors=True)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    rest = text.split("pairs:", 1)[1]
+    matrix, tensors = rest.split("% of each tensor's", 1)
+    cells: dict[tuple[int, int], str] = {}
+    end = len("20  ") + min(length, max(8, width // 3))  # of the column of names
+    for block in matrix[matrix.index("    task") :].rstrip("\n").split("\n\n"):
+        header, *rows = block.splitlines()
+        columns = [int(word) for word in header[end:].split() if word.isdigit()]
+        folded: list[str] = []
+        for row in rows:
+            if row[:2].strip():
+                folded.append("")
+                shares = row[end:].split()[int("active" in header) :]
+                cells |= {(int(row[:2]), other): share for other, share in zip(columns, shares, strict=True)}
+            folded[-1] += row[4:end].strip()
+        assert folded == names
+    shares = {(a + 1, b + 1): rounded(100 * share) for (a, b), share in np.ndenumerate(found.jaccard)}
+    assert cells == {(a, b): "-" if a == b else share for (a, b), share in shares.items()}
+    for share in (rounded(100 * count / shared.sum()) for count in shared.tolist()):
+        assert share in tensors.split()
+    assert all(str(count) in tensors.split() for count in range(2, 21)) and f"{shared.sum():,}" in tensors
+    if width > 20:
+        assert max(map(len, (matrix + tensors).splitlines())) <= width
+    if width == 4096:
+        assert matrix.count("task ") == 1
 
 
 def test_files_without_masks(run: Run, tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """A whole .tsw file as one .safetensors file: names of its tensors, and the document that says what they are.
 
-    Carried, CarriedTask, CarriedEntry, CarriedVector   what a carrier holds beside the tensors' bytes
-    entry_tensors, vector_tensor, all_tensors           the tensors of it, by name, dtype and shape
+    Carried, CarriedTask, CarriedEntry, CarriedArray   what a carrier holds beside the tensors' bytes
+    entry_tensors, array_tensor, all_tensors           the tensors of it, by name, dtype and shape
     to_json                                             the document; `carrier_document.from_json` is the way back
-    in_order, cores                                     entries over threads
 
 `spec/safetensors-carrier.md` is the description for those who have no library of ours. In short: `__metadata__` has
 `tsw_carrier`, the layout's version "1", and `tsw`, a JSON document of everything but planes, factors and data. Those are
@@ -14,7 +13,7 @@ tensors. With `{task}` and `{tensor}` names in which % is written %25 and / is w
     {task}/{tensor}/row_factors     U8, F16 or F32 [R]     as stored
     {task}/{tensor}/column_factors  U8, F16 or F32 [C]
     {task}/{tensor}/data            of a dense entry, in its own dtype and shape
-    shared/{number}/{tensor}/data   a shared vector, likewise
+    shared/{number}/{name}/data     a shared vector, of the name of a tensor, or samples of the task of that name
 
 Names of three parts and of four never meet, nor do two of three, since no part has a / of its own. Dtypes that older
 safetensors lack (RAW) are carried as their bytes, U8 [bytes].
@@ -23,12 +22,9 @@ safetensors lack (RAW) are carried as their bytes, U8 [bytes].
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tswitch_format.checkpoint import DTYPE_BY_NAME, DType, TensorSpec
 from tswitch_format.container.tensors import Digests
@@ -39,12 +35,12 @@ DOCUMENT_KEY = "tsw"
 
 MASK, SIGN, ROW_FACTORS, COLUMN_FACTORS, DATA = "mask", "sign", "row_factors", "column_factors", "data"
 FACTOR_DTYPES = {name.lower(): DTYPE_BY_NAME[name] for name in ("U8", "F16", "F32")}
+VECTOR, FEATURES = "vector", "features"
+ROLES = (VECTOR, FEATURES)
 RAW = frozenset({"C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
 CHUNK = 1 << 20  # elements: what .tsw files are cut into, and what is moved at once
 
 _U8 = DTYPE_BY_NAME["U8"]
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +71,23 @@ class CarriedTask:
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedVector:
-    """One shared vector: its number in the file, which is in its tensor's name."""
+class CarriedArray:
+    """One shared array: its number in the file, which is in its tensor's name; `role`: one of ROLES."""
 
     number: int
     spec: TensorSpec
     sha256: bytes
+    role: str = VECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedRouter:
+    """What says which tasks a sample needs; the samples are shared arrays of role FEATURES."""
+
+    k: int
+    metric: str
+    extractor: str
+    preprocessing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +100,10 @@ class Carried:
     base_id: str | None
     base_revision: str | None
     metadata: Mapping[str, str]
-    vectors: Sequence[CarriedVector]
+    shared: Sequence[CarriedArray]
     tasks: Sequence[CarriedTask]
     content_id: bytes | None
+    router: CarriedRouter | None = None
 
 
 def escaped(name: str) -> str:
@@ -127,14 +135,14 @@ def entry_tensors(task: str, entry: CarriedEntry) -> dict[str, TensorSpec]:
     return made
 
 
-def vector_tensor(vector: CarriedVector) -> TensorSpec:
-    """The carrier's tensor of a shared vector."""
+def array_tensor(vector: CarriedArray) -> TensorSpec:
+    """The carrier's tensor of a shared array."""
     return _whole(f"shared/{vector.number}/{escaped(vector.spec.name)}/{DATA}", vector.spec)
 
 
 def all_tensors(carried: Carried) -> Iterator[TensorSpec]:
     """All tensors of a carrier, in the order of the document."""
-    yield from map(vector_tensor, carried.vectors)
+    yield from map(array_tensor, carried.shared)
     for task in carried.tasks:
         for entry in task.entries:
             yield from entry_tensors(task.name, entry).values()
@@ -172,7 +180,8 @@ def to_json(carried: Carried) -> str:
         **_hex("content_id", carried.content_id),
         "base": base,
         "metadata": dict(carried.metadata),
-        "shared": [{"role": "vector", **_spec(v.spec), **_hex("sha256", v.sha256)} for v in carried.vectors],
+        **({} if carried.router is None else {"router": asdict(carried.router)}),
+        "shared": [{"role": one.role, **_spec(one.spec), **_hex("sha256", one.sha256)} for one in carried.shared],
         "tasks": [
             {
                 "name": task.name,
@@ -206,27 +215,3 @@ def _entry(entry: CarriedEntry) -> dict[str, Any]:
     if entry.added:
         fields["added"] = True
     return fields | _hex("sha256", entry.sha256)
-
-
-def cores() -> int:
-    """Threads that this process may use at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[_R]:
-    """`map` over threads, results in order; at most two a thread are begun and not taken. The first error ends it."""
-    if threads == 1:
-        yield from map(function, items)
-        return
-    pending: deque[Future[_R]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="tsw") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -24,11 +24,14 @@ from tswitch_tools.carrier import (
     COLUMN_FACTORS,
     DOCUMENT_KEY,
     FACTOR_DTYPES,
+    ROLES,
     ROW_FACTORS,
+    VECTOR,
     Carried,
+    CarriedArray,
     CarriedEntry,
+    CarriedRouter,
     CarriedTask,
-    CarriedVector,
 )
 
 AGAIN = "get the file again, or export it again with 'tsw export --to safetensors'"
@@ -60,7 +63,7 @@ class _Document:
             document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             self._fail("", "JSON", f"something else: {error}")
-        top = self._map("", document, ("base", "metadata", "shared", "tasks"), ("content_id",))
+        top = self._map("", document, ("base", "metadata", "shared", "tasks"), ("content_id", "router"))
         base = self._map("base", top["base"], ("tensors", "aliases"), ("id", "revision"))
         specs, digests = [], []
         for where, item in self._list("base.tensors", base["tensors"]):
@@ -77,9 +80,9 @@ class _Document:
             if target not in known:
                 self._fail(f"base.aliases.{alias!r}", "the name of a tensor of the base", repr(target))
         shared = self._list("shared", top["shared"])
-        vectors = [self._vector(where, number, item) for number, (where, item) in enumerate(shared)]
-        self._ascending("shared", [(*_order(vector.spec), vector.sha256) for vector in vectors])
-        tasks = [self._task(where, item, known, vectors) for where, item in self._list("tasks", top["tasks"])]
+        arrays = [self._array(where, number, item) for number, (where, item) in enumerate(shared)]
+        self._ascending("shared", [(*_order(one.spec), one.sha256) for one in arrays])
+        tasks = [self._task(where, item, known, arrays) for where, item in self._list("tasks", top["tasks"])]
         return Carried(
             base=specs,
             digests=digests,
@@ -87,22 +90,28 @@ class _Document:
             base_id=self._string("base.id", base["id"]) if "id" in base else None,
             base_revision=self._string("base.revision", base["revision"]) if "revision" in base else None,
             metadata=self._strings("metadata", top["metadata"]),
-            vectors=vectors,
+            shared=arrays,
             tasks=tasks,
             content_id=self._digest("", top, "content_id", 32),
+            router=self._router("router", top["router"]) if "router" in top else None,
         )
 
-    def _vector(self, where: str, number: int, item: Any) -> CarriedVector:
+    def _array(self, where: str, number: int, item: Any) -> CarriedArray:
         fields = self._map(where, item, ("role", "name", "dtype", "shape", "sha256"))
-        if fields["role"] != "vector":
-            self._fail(f"{where}.role", "'vector'", reprlib.repr(fields["role"]))
+        if fields["role"] not in ROLES:
+            self._fail(f"{where}.role", " or ".join(map(repr, ROLES)), reprlib.repr(fields["role"]))
         spec = self._spec(where, fields)
         if not spec.dtype.is_float:
             self._fail(f"{where}.dtype", "F16, BF16, F32 or F64", spec.dtype.name)
-        return CarriedVector(number, spec, self._digest(where, fields, "sha256", 32) or b"")
+        return CarriedArray(number, spec, self._digest(where, fields, "sha256", 32) or b"", fields["role"])
+
+    def _router(self, where: str, item: Any) -> CarriedRouter:
+        fields = self._map(where, item, ("k", "metric", "extractor", "preprocessing"))
+        texts = {key: self._string(f"{where}.{key}", fields[key]) for key in ("metric", "extractor", "preprocessing")}
+        return CarriedRouter(self._number(f"{where}.k", fields["k"], _MAX_SIZE), **texts)
 
     def _task(
-        self, where: str, item: Any, base: Mapping[str, TensorSpec], vectors: Sequence[CarriedVector]
+        self, where: str, item: Any, base: Mapping[str, TensorSpec], vectors: Sequence[CarriedArray]
     ) -> CarriedTask:
         fields = self._map(where, item, ("name", "entries", "recipe", "checkpoint", "metadata"))
         name = self._name(f"{where}.name", fields["name"])
@@ -119,7 +128,7 @@ class _Document:
         return CarriedTask(name, entries, **maps)
 
     def _entry(
-        self, where: str, item: Any, base: Mapping[str, TensorSpec], vectors: Sequence[CarriedVector]
+        self, where: str, item: Any, base: Mapping[str, TensorSpec], vectors: Sequence[CarriedArray]
     ) -> CarriedEntry:
         kind = item.get("kind") if isinstance(item, dict) else None
         if not isinstance(kind, str) or kind not in _KINDS:
@@ -146,7 +155,8 @@ class _Document:
         active = self._number(f"{where}.active", fields["active"], spec.elements)
         if kind == "masked":
             number = self._number(f"{where}.vector", fields["vector"], len(vectors) - 1)
-            if vectors[number].spec.name != spec.name or vectors[number].spec.shape != spec.shape:
+            of_it = vectors[number].spec.name == spec.name and vectors[number].spec.shape == spec.shape
+            if vectors[number].role != VECTOR or not of_it:
                 found = f"that of {vectors[number].spec.name!r}, {vectors[number].spec}"
                 self._fail(f"{where} ({spec.name!r}).vector", "the number of a vector of the tensor", found)
             return CarriedEntry(spec, kind, sha256, knob=knob, active=active, vector=number)

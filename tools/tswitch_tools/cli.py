@@ -21,6 +21,7 @@ from tswitch_tools.commands.info import info
 from tswitch_tools.commands.merge import merge
 from tswitch_tools.commands.pack import pack
 from tswitch_tools.commands.restore import restore
+from tswitch_tools.commands.route import route
 from tswitch_tools.commands.tall import emr, tall
 from tswitch_tools.commands.validate import validate
 
@@ -29,6 +30,7 @@ _GROUPS: Mapping[str, Sequence[click.Command]] = {
     "Look and check": (info, validate, diff, digest),
     "Files to files": (bundle, extract, repack),
     "Tasks over one vector": (tall, emr),
+    "Tasks by themselves": (route,),
     "Other people's files": (import_, export),
 }
 

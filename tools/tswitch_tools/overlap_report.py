@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 import tswitch_format as tsw
+from tswitch_tools.tables import new_table, print_in_blocks
 from tswitch_tools.text import printable, rounded
 
 _NAMES = {0: "catastrophic", 1: "selfish"}
@@ -44,14 +44,14 @@ def document(found: tsw.Overlap, *, tensors: bool = False) -> dict[str, Any]:
 def show(found: tsw.Overlap, console: Console, *, tensors: bool = False) -> None:
     """Print tables: sums, pairs of tasks and, if `tensors`, each tensor."""
     console.print(f"overlap of the masks of {len(found.tasks)} tasks over {found.elements:,} elements")
-    console.print(_totals(found))
+    _print_totals(found, console)
     console.print()
     console.print("pairs: % active in both tasks, of those active in either")
-    console.print(_pairs(found))
+    _print_pairs(found, console)
     if tensors:
         console.print()
         console.print("% of each tensor's elements, by the number of tasks in which they are active")
-        console.print(_tensors(found))
+        _print_tensors(found, console)
     if found.whole:
         console.print()
         console.print(f"no masks, as tasks store them whole, add or remove them: {len(found.whole)} tensors")
@@ -59,43 +59,34 @@ def show(found: tsw.Overlap, console: Console, *, tensors: bool = False) -> None
         console.print(f"  {printable(name)}: {', '.join(map(printable, tasks))}", soft_wrap=True)
 
 
-def _totals(found: tsw.Overlap) -> Table:
-    table = _table("active in", "elements", "%", left=1)
+def _print_totals(found: tsw.Overlap, console: Console) -> None:
+    table = new_table("active in", "elements", "%", left={"active in"})
     for tasks, elements in enumerate(found.shared.tolist()):
         name = f" ({_NAMES[tasks]})" if tasks in _NAMES else ""
         number = "1 task" if tasks == 1 else f"{tasks} tasks"
         table.add_row(number + name, f"{elements:,}", _percent(elements, found.elements))
-    return table
+    console.print(table)
 
 
-def _pairs(found: tsw.Overlap) -> Table:
+def _print_pairs(found: tsw.Overlap, console: Console) -> None:
     """Columns are numbered: the names of 20 tasks side by side fit no screen."""
-    table = _table("", "task", "active", *(str(number) for number, _ in enumerate(found.tasks, 1)), left=2)
-    rows = zip(found.tasks, found.active.tolist(), found.jaccard.tolist(), strict=True)
-    for number, (task, active, jaccard) in enumerate(rows, 1):
+    rows = []
+    for number, (task, active, jaccard) in enumerate(
+        zip(found.tasks, found.active.tolist(), found.jaccard.tolist(), strict=True), 1
+    ):
         shares = (rounded(100 * share) if other != number else "-" for other, share in enumerate(jaccard, 1))
-        table.add_row(str(number), printable(task), f"{active:,}", *shares)
-    return table
+        rows.append((str(number), printable(task), f"{active:,}", *shares))
+    columns = ("", "task", "active", *(str(number) for number, _ in enumerate(found.tasks, 1)))
+    print_in_blocks(console, columns, rows, left=columns[:2])
 
 
-def _tensors(found: tsw.Overlap) -> Table:
-    counts = range(len(found.tasks) + 1)
-    table = _table("tensor", "elements", *(_NAMES.get(count, str(count)) for count in counts), left=1)
+def _print_tensors(found: tsw.Overlap, console: Console) -> None:
+    columns = ("tensor", "elements", *(_NAMES.get(count, str(count)) for count in range(len(found.tasks) + 1)))
+    rows = []
     for tensor in found.tensors:
         shares = (_percent(elements, tensor.elements) for elements in tensor.shared.tolist())
-        table.add_row(printable(tensor.name), f"{tensor.elements:,}", *shares)
-    return table
-
-
-def _table(*columns: str, left: int) -> Table:
-    """The first `left` columns are text."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        if number < left:
-            table.add_column(column, overflow="fold")
-        else:
-            table.add_column(column, justify="right", overflow="fold", no_wrap=True)
-    return table
+        rows.append((printable(tensor.name), f"{tensor.elements:,}", *shares))
+    print_in_blocks(console, columns, rows, left=columns[:1])
 
 
 def _percent(part: int, whole: int) -> str:

@@ -84,6 +84,19 @@ class SharedReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterReport:
+    """What says which tasks a sample needs: `samples` of `tasks`, each of `width` numbers."""
+
+    k: int
+    metric: str
+    extractor: str
+    preprocessing: str
+    samples: int
+    tasks: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileReport:
     """A whole file. `version` is that of its format."""
 
@@ -94,6 +107,7 @@ class FileReport:
     content_id: str | None
     base: BaseReport
     shared: SharedReport
+    router: RouterReport | None
     tasks: Sequence[TaskReport]
     metadata: Mapping[str, str]
 
@@ -131,6 +145,7 @@ def report(file: SwitchFile, *, tensors: bool = False) -> FileReport:
         file.content_id,
         base,
         shared_report,
+        _router(container),
         [
             _task(
                 index,
@@ -179,6 +194,16 @@ def _task(
         dict(task.recipe),
         entries,
     )
+
+
+def _router(container: Container) -> RouterReport | None:
+    keys = container.index.router
+    if keys is None:
+        return None
+    stored = (container.features(task.name) for task in container.index.tasks)
+    shapes = [features.spec.shape for features in stored if features is not None]
+    samples = sum(shape[0] for shape in shapes)
+    return RouterReport(keys.k, keys.metric, keys.extractor, keys.preprocessing, samples, len(shapes), shapes[0][1])
 
 
 def _entries(container: Container, number: int) -> list[EntryReport]:

@@ -35,32 +35,6 @@ _BATCH = 1 << 16  # records
 _FAR = 1 << 62  # bytes: no file is so long
 
 
-def check_shared(index: Index, place: Place, report: Report) -> None:
-    """Check what the records of shared arrays say, but for their order: spec section 5.5."""
-    shared = index.shared
-    if not len(shared):
-        return
-    records = shared.arrays.records
-    known = shared.roles == lay.SharedRole.VECTOR
-
-    def role(at: int) -> Failure:
-        return Failure(f"shared.roles[{at}]", str(shared.roles[at]), place.of(shared.roles, at))
-
-    report.each(~known, "TSW-409", "a known role", role, newer=True)
-    targets = index.shared_targets
-
-    def spec(at: int) -> Failure:
-        return Failure(f"shared.tensors[{at}]", str(shared.arrays.spec(at)), place.of(records, at))
-
-    wrong = (targets < 0) | ~_FLOAT[records["dtype"]]
-    found = np.flatnonzero(~wrong)
-    wrong[found] = ~_FLOAT[index.base.records["dtype"][targets[found]]]
-    wrong[found] |= ~index.base.same_shapes(targets[found], shared.arrays, found)
-    report.each(
-        wrong, "TSW-409", "a float vector with name and shape of a float tensor of the base", spec, blocking=True
-    )
-
-
 def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> None:
     """Check all tasks of an index whose tensors are right. Raises FormatError, or StopReading where the report collects."""
     _check_names(index.tasks, report)
@@ -82,6 +56,7 @@ def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> Non
     def unused(at: int) -> Failure:
         return Failure(f"shared.tensors[{at}]", "none", place.of(arrays, at))
 
+    pointed |= index.shared.roles == lay.SharedRole.FEATURES  # by the router, which there is
     # What nobody uses is not looked at: a small file may have very many.
     report.each(~pointed, "TSW-410", "an entry that uses it", unused, blocking=True)
     report.gate()
@@ -229,6 +204,7 @@ def _check_vectors(batch: _Batch, pointed: NDArray[np.bool_]) -> None:
     masked = np.flatnonzero(entries["kind"] == lay.Kind.MASKED)
     vectors = entries["vector"][masked].astype(np.int64)
     known = vectors < pointed.size
+    known[known] = batch.index.shared.roles[vectors[known]] == lay.SharedRole.VECTOR
     pointed[vectors[known]] = True
     known[known] = targets[vectors[known]] == entries["tensor"][masked[known]]
     wrong = np.zeros(len(entries), np.bool_)

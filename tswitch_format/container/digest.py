@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DType
-from tswitch_format.container.index import Index
+from tswitch_format.container.index import Index, RouterKeys
 from tswitch_format.container.tensors import TensorList
 
 
@@ -56,7 +56,24 @@ def content_id(index: Index) -> bytes | None:
         out.update(_name(task.name) + struct.pack("<I", len(task.entries)))
         for tensor, sha256 in zip(task.entries["tensor"].tolist(), task.entries["sha256"], strict=True):
             out.update(_name(index.name(tensor)) + sha256.tobytes())
+    if index.router is not None:
+        _router(out, index, index.router)
     return out.digest()
+
+
+def _router(out: Any, index: Index, router: RouterKeys) -> None:
+    shared = index.shared
+    features = np.flatnonzero(shared.roles == lay.SharedRole.FEATURES).tolist()
+    out.update(struct.pack("<I", len(features)))
+    for number in features:
+        spec = shared.arrays.spec(number)
+        out.update(
+            _name(spec.name) + struct.pack(f"<BB{len(spec.shape)}Q", spec.dtype.id, len(spec.shape), *spec.shape)
+        )
+        out.update(shared.arrays.records["sha256"][number].tobytes())
+    out.update(struct.pack("<I", router.k))
+    for text in (router.metric, router.extractor, router.preprocessing):
+        out.update(struct.pack("<I", len(text.encode())) + text.encode())
 
 
 def _base(out: Any, base: TensorList) -> None:

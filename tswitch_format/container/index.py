@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._layout import HAS_COLUMN_FACTORS, HAS_ROW_FACTORS, SWITCH_KINDS, FactorDType, Kind
+from tswitch_format._layout import HAS_COLUMN_FACTORS, HAS_ROW_FACTORS, SWITCH_KINDS, FactorDType, Kind, SharedRole
+from tswitch_format._version import WRITER
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.container import document
 from tswitch_format.container.tensors import TensorList
@@ -20,10 +21,13 @@ __all__ = [
     "HAS_COLUMN_FACTORS",
     "HAS_ROW_FACTORS",
     "SWITCH_KINDS",
+    "WRITER",
     "FactorDType",
     "Index",
     "Kind",
+    "RouterKeys",
     "SharedArrays",
+    "SharedRole",
     "TaskTable",
 ]
 
@@ -70,6 +74,20 @@ class SharedArrays:
 
 
 @dataclass(frozen=True)
+class RouterKeys:
+    """What the index says of a router (spec section 5.6); its features are shared arrays."""
+
+    k: int
+    metric: str
+    extractor: str
+    preprocessing: str
+
+    def document(self) -> dict[str, document.Value]:
+        """The map in the index."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
 class Index:
     """Everything that the index says."""
 
@@ -84,6 +102,7 @@ class Index:
     writer: str = ""
     content_id: bytes | None = None
     shared: SharedArrays = field(default_factory=SharedArrays)
+    router: RouterKeys | None = None
 
     @property
     def mapped(self) -> bool:
@@ -190,6 +209,8 @@ class Index:
             whole["content_id"] = self.content_id
         if len(self.shared):
             whole["shared"] = self.shared.document()
+        if self.router is not None:
+            whole["router"] = self.router.document()
         return document.encode(whole)
 
 

@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.container import document
-from tswitch_format.container.checks import check_shared, check_tasks
+from tswitch_format.container.check_shared import check_shared
+from tswitch_format.container.checks import check_tasks
 from tswitch_format.container.frame import Frame
-from tswitch_format.container.index import Index, SharedArrays, TaskTable
+from tswitch_format.container.index import Index, RouterKeys, SharedArrays, TaskTable
 from tswitch_format.container.names import Budget, cut_names, name_problem
 from tswitch_format.container.report import Place, Report
 from tswitch_format.container.tensors import ListRules, TensorList
 
-_TYPES = {"map": dict, "array": list, "str": str, "bin": memoryview}
-_OPTIONAL = {"content_id", "id", "revision", "shared"}
+_TYPES = {"map": dict, "array": list, "str": str, "bin": memoryview, "unsigned integer": int}
+_OPTIONAL = {"content_id", "id", "revision", "router", "shared"}
 _LISTS = {"base": ListRules.BASE, "extra": ListRules.EXTRA, "shared": ListRules.SHARED}
 _LIST_KEYS: Mapping[str, str] = {"dims": "bin", "names": "bin", "tensors": "bin"}
 _BASE_KEYS: Mapping[str, str] = {**_LIST_KEYS, "aliases": "map", "id": "str", "revision": "str"}
 _SHARED_KEYS: Mapping[str, str] = {**_LIST_KEYS, "roles": "bin", "segments": "bin"}
+_ROUTER_KEYS: Mapping[str, str] = {"extractor": "str", "k": "unsigned integer", "metric": "str", "preprocessing": "str"}
 _TASK_KEYS: Mapping[str, str] = {
     "checkpoint": "map",
     "entries": "bin",
@@ -37,6 +39,7 @@ _KEYS: Mapping[str, str] = {
     "extra": "map",
     "metadata": "map",
     "profile": "str",
+    "router": "map",
     "shared": "map",
     "tasks": "array",
     "writer": "str",
@@ -89,6 +92,7 @@ class _Parser:
             doc["writer"],
             None if content_id is None else bytes(content_id),
             self._shared(shared, shared_records),
+            RouterKeys(**self._keys(doc["router"], _ROUTER_KEYS, "router")) if "router" in doc else None,
         )
         report.gate()
         self._check_aliases(index)

@@ -150,6 +150,16 @@ class Container:
         for number in range(len(self.index.tasks[task].entries)):
             yield self.entry(task, number)
 
+    def features(self, task: str) -> SharedArray | None:
+        """The stored samples of a task, or None where it has none."""
+        shared = self.index.shared
+        number = shared.arrays.find(task) if self.index.router is not None else None
+        while number is not None and number < len(shared) and shared.arrays.names[number] == task:
+            if shared.roles[number] == lay.SharedRole.FEATURES:
+                return self.shared(number)
+            number += 1
+        return None
+
     def find(self, task: str) -> int:
         """Number of the task of that name. Raises UnknownNameError."""
         try:

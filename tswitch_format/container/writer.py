@@ -67,6 +67,11 @@ class ContainerWriter:
         self._tasks: list[_Task] = []
         self._content_id: bytes | None = None
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the file is of the mapped profile."""
+        return self._header.mapped
+
     def add_shared(self, array: EncodedArray) -> int:
         """Write an array that belongs to no task, before all tasks and in the order of section 5.5. Returns its number."""
         self._shared.segments.extend(map(self._write, array.segments))

@@ -15,6 +15,7 @@ from tswitch_format.container.source import Backend
 from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.verify import raise_first
 from tswitch_format.errors import OptionError, UnknownNameError
+from tswitch_format.switch.routing import Router, router_of
 from tswitch_format.switch.tensor import Switch
 
 _SHOWN = 20  # names in a message
@@ -109,6 +110,11 @@ class SwitchFile(Closing):
         """Digest of all content, whatever the encoding: 64 hexadecimal digits, or None where the file has none."""
         found = self.container.index.content_id
         return None if found is None else found.hex()
+
+    @property
+    def router(self) -> Router | None:
+        """Which tasks a sample needs, or None where the file does not say. Reads all stored samples each time."""
+        return router_of(self.container)
 
     @property
     def version(self) -> str:

@@ -1,7 +1,7 @@
 """Entries from file to file: bundle, extract, repack.
 
 Bundle and extract copy encoded bytes without decoding them; repack decodes planes and encodes them for the other profile. All
-write a new file; the content id of what is kept does not change.
+write a new file; the content id of what is kept does not change. `copy_tasks` is what they share with `routing.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tswitch_format import _layout as lay
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
 from tswitch_format.atomic import check_output
+from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import array
-from tswitch_format.container.index import Index, SharedArrays, TaskTable
+from tswitch_format.container.index import Index, RouterKeys, SharedArrays, TaskTable
 from tswitch_format.container.reader import Container, Entry, SharedArray
 from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import TensorList
@@ -44,13 +45,13 @@ def bundle(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, pr
     containers: list[Container] = []
     try:
         for path in paths:
-            containers.append(_open(Path(path)))
+            containers.append(open_whole(Path(path)))
         first = containers[0]
         for other in containers[1:]:
             _check_same_base(first, other)
         picked = [(container, number) for container in containers for number in range(len(container.index.tasks))]
         metadata = {key: text for c in reversed(containers) for key, text in c.index.metadata.items()}
-        _write(out, replace(_header(first.index), metadata=metadata), picked, progress)
+        copy_tasks(out, replace(bare_header(first.index), metadata=metadata), picked, progress)
     finally:
         for container in containers:
             container.close()
@@ -61,9 +62,9 @@ def extract(
     path: str | PathLike[str], task: str, out: str | PathLike[str], *, progress: Progress | None = None
 ) -> Path:
     """Write one task of a file to a new file. Raises UnknownNameError, FormatError or OutputError."""
-    container = _open(Path(path))
+    container = open_whole(Path(path))
     try:
-        _write(Path(out), _header(container.index), [(container, container.find(task))], progress)
+        copy_tasks(Path(out), bare_header(container.index), [(container, container.find(task))], progress)
     finally:
         container.close()
     return Path(out)
@@ -81,11 +82,11 @@ def repack(
     if profile not in lay.PROFILES:
         raise OptionError(f"profile: expected {' or '.join(lay.PROFILES)}, found {profile!r}")
     count = thread_count(threads)
-    container = _open(Path(path))
+    container = open_whole(Path(path))
     try:
-        header = replace(_header(container.index), profile=profile)
+        header = replace(bare_header(container.index), profile=profile)
         everything = [(container, number) for number in range(len(container.index.tasks))]
-        _write(
+        copy_tasks(
             Path(out), header, everything, progress, encode=lambda entry: _encode(entry, header.mapped), threads=count
         )
     finally:
@@ -93,7 +94,8 @@ def repack(
     return Path(out)
 
 
-def _open(path: Path) -> Container:
+def open_whole(path: Path) -> Container:
+    """Open a file that is to be copied. Raises OptionError for one of a later version."""
     container = Container(path)
     minor = container.frame.minor
     if minor > lay.MINOR:
@@ -105,8 +107,11 @@ def _open(path: Path) -> Container:
     return container
 
 
-def _header(index: Index) -> Index:
-    return replace(index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER, shared=SharedArrays())
+def bare_header(index: Index) -> Index:
+    """What `copy_tasks` takes of the header of a file."""
+    return replace(
+        index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER, shared=SharedArrays(), router=None
+    )
 
 
 def _check_same_base(first: Container, other: Container) -> None:
@@ -142,20 +147,27 @@ def _other_base(first: Container, other: Container, name: str) -> BaseMismatchEr
     )
 
 
-def _write(
+def copy_tasks(
     out: Path,
     header: Index,
     picked: Sequence[tuple[Container, int]],
     progress: Progress | None,
     *,
+    router: RouterKeys | None = None,
+    features: Sequence[EncodedArray] = (),
     encode: Callable[[Entry], EncodedEntry] | None = None,
     threads: int = 1,
 ) -> None:
+    """Write tasks of open files, with the vectors and the samples that belong to them, to a new file.
+
+    `router`: its keys, if not those of the files; `features`: samples that take the place of a task's.
+    """
     check_output(out, (container.path for container, _ in picked))
+    header = replace(header, router=router or _router_of(picked))
     total = sum(len(container.index.tasks[number].entries) for container, number in picked)
     done = 0
     with ContainerWriter(out, header) as writer:
-        numbers = _write_shared(writer, picked, anew=encode is not None, mapped=header.mapped)
+        numbers = _write_shared(writer, picked, features, anew=encode is not None)
         for container, number in picked:
             task: TaskTable = container.index.tasks[number]
             writer.begin_task(task.name, recipe=task.recipe, checkpoint=task.checkpoint, metadata=task.metadata)
@@ -169,32 +181,79 @@ def _write(
         writer.commit()
 
 
+def _router_of(picked: Sequence[tuple[Container, int]]) -> RouterKeys | None:
+    """The router that the tasks' files have. Raises OptionError where they are different."""
+    found: tuple[Container, SharedArray] | None = None
+    for container, number in picked:
+        features = container.features(container.index.tasks[number].name)
+        if features is None:
+            continue
+        if found is None:
+            found = container, features
+        elif (found[0].index.router, found[1].spec.shape[1]) != (container.index.router, features.spec.shape[1]):
+            raise OptionError(
+                f"{container.path}: expected the router of {found[0].path}, {_described(*found)}, found "
+                f"{_described(container, features)}; build one of them anew with 'tsw route build'"
+            )
+    return found[0].index.router if found else None
+
+
+def _described(container: Container, features: SharedArray) -> str:
+    router = container.index.router
+    if router is None:
+        return "none"
+    made = f", extractor {router.extractor!r}, preprocessing {router.preprocessing!r}"
+    return f"k {router.k}, {router.metric}, {features.spec.shape[1]} numbers a sample{made}"
+
+
 def _write_shared(
-    writer: ContainerWriter, picked: Sequence[tuple[Container, int]], *, anew: bool, mapped: bool
+    writer: ContainerWriter,
+    picked: Sequence[tuple[Container, int]],
+    features: Sequence[EncodedArray],
+    *,
+    anew: bool,
 ) -> dict[tuple[Container, int], int]:
     """Write the shared arrays that the tasks use, equal ones once; (container, number there) -> number in the new file."""
     used: dict[tuple[Container, int], SharedArray] = {}
+    given = {array.spec.name for array in features}
     for container, number in picked:
-        entries = container.index.tasks[number].entries
+        entries, name = container.index.tasks[number].entries, container.index.tasks[number].name
         for vector in np.unique(entries["vector"][entries["kind"] == lay.Kind.MASKED]).tolist():
             used[container, vector] = container.shared(vector)
+        samples = container.features(name) if name not in given else None
+        if samples is not None:
+            used[container, samples.number] = samples
+    places: dict[tuple[Any, ...], list[tuple[Container, int]]] = {}
+    arrays = {_order(array.spec, array.sha256): array for array in features}
+    for place, shared in used.items():
+        key = _order(shared.spec, shared.sha256 or b"")
+        arrays.setdefault(key, _copied(shared, anew=anew, mapped=writer.mapped))
+        places.setdefault(key, []).append(place)
     numbers: dict[tuple[Container, int], int] = {}
-    written: dict[Any, int] = {}
-    for place, shared in sorted(used.items(), key=lambda item: _shared_order(item[1])):
-        key = _shared_order(shared)
-        if key not in written:
-            if anew and shared.content_digest() != shared.sha256:
-                raise shared.other_content(shared.content_digest())
-            segments = _data(shared, mapped) if anew else shared.stored_segments()
-            written[key] = writer.add_shared(EncodedArray(shared.role, shared.spec, shared.sha256 or b"", segments))
-        numbers[place] = written[key]
+    for key in sorted(arrays):
+        number = writer.add_shared(arrays[key])
+        numbers.update(dict.fromkeys(places.get(key, ()), number))
     return numbers
 
 
-def _shared_order(array: SharedArray) -> tuple[Any, ...]:
+def _order(spec: TensorSpec, sha256: bytes) -> tuple[Any, ...]:
     """What shared arrays ascend by in a file (spec section 5.5)."""
-    spec = array.spec
-    return spec.name.encode(), spec.dtype.id, len(spec.shape), spec.shape, array.sha256
+    return spec.name.encode(), spec.dtype.id, len(spec.shape), spec.shape, sha256
+
+
+def _copied(shared: SharedArray, *, anew: bool, mapped: bool) -> EncodedArray:
+    """An array as it is stored, or encoded anew, which is done when it is written."""
+
+    def segments() -> Iterator[EncodedSegment]:
+        if not anew:
+            yield from shared.stored_segments()
+            return
+        found = shared.content_digest()
+        if found != shared.sha256:
+            raise shared.other_content(found)
+        yield from _data(shared, mapped)
+
+    return EncodedArray(shared.role, shared.spec, shared.sha256 or b"", segments())
 
 
 def _copy(entry: Entry) -> EncodedEntry:

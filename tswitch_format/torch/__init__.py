@@ -1,15 +1,18 @@
 """Floor 4: switches as torch tensors, on CPU and CUDA. The only folder of the library that imports torch.
 
-    from tswitch_format.torch import SwitchBank, apply_, open
+    from tswitch_format.torch import AutoSwitch, Router, SwitchBank, apply_, open
 
     open          lazy switches of a file: delta, mask, apply_, slices and shards on a device
     apply_        a task into a model or a state dict, in place, for good
     SwitchBank    many experts beside one base model, switched in place and back exactly, or one for each row of a batch
     SwitchLinear  one linear layer of such a batch
+    Router        which tasks a sample needs, by its nearest stored samples, on a device
+    AutoSwitch    a model that takes for each batch the experts that a router finds
 
 The modules, imports pointing down only:
 
-    bank, apply              what users call
+    auto                     router and bank and model in one call
+    bank, apply, router      what users call
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices
@@ -31,16 +34,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tswitch_format.torch.apply import apply_
+    from tswitch_format.torch.auto import AutoSwitch
     from tswitch_format.torch.bank import MemoryReport, SwitchBank
     from tswitch_format.torch.load import SwitchTensors, TorchSwitch
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
+    from tswitch_format.torch.router import Router
 
-__all__ = ["MemoryReport", "SwitchBank", "SwitchLinear", "SwitchTensors", "TorchSwitch", "apply_", "open"]
+__all__ = [
+    "AutoSwitch",
+    "MemoryReport",
+    "Router",
+    "SwitchBank",
+    "SwitchLinear",
+    "SwitchTensors",
+    "TorchSwitch",
+    "apply_",
+    "open",
+]
 
 # Where the names are. Imported when they are asked for: every use of a checkpoint looks into this package, also without torch.
 _HOMES = {
+    "AutoSwitch": ("auto", "AutoSwitch"),
     "MemoryReport": ("bank", "MemoryReport"),
+    "Router": ("router", "Router"),
     "SwitchBank": ("bank", "SwitchBank"),
     "SwitchLinear": ("mixed", "SwitchLinear"),
     "SwitchTensors": ("load", "SwitchTensors"),

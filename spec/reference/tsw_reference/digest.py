@@ -6,7 +6,7 @@ import hashlib
 import struct
 
 from .layout import DENSE, HAS_SHA256, TERNARY
-from .model import Entry, File, Shared
+from .model import Entry, File, Router, Shared
 
 
 def tensor_digest(data: bytes) -> bytes:
@@ -78,7 +78,23 @@ def content_digest(file: File) -> bytes:
         sha256.update(_name(task.name) + struct.pack("<I", len(task.entries)))
         for entry in task.entries:
             sha256.update(_name(entry.tensor.name) + (entry.sha256 or b""))
+    if file.router is not None:
+        sha256.update(_router(file, file.router))
     return sha256.digest()
+
+
+def _router(file: File, router: Router) -> bytes:
+    features = file.features()
+    out = struct.pack("<I", len(features))
+    for array in features:
+        tensor = array.tensor
+        out += _name(tensor.name)
+        out += struct.pack(f"<BB{len(tensor.shape)}Q", tensor.dtype, len(tensor.shape), *tensor.shape) + array.sha256
+    out += struct.pack("<I", router.k)
+    for text in (router.metric, router.extractor, router.preprocessing):
+        encoded = text.encode("utf-8")
+        out += struct.pack("<I", len(encoded)) + encoded
+    return out
 
 
 def _name(name: str) -> bytes:

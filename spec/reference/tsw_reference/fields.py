@@ -35,6 +35,13 @@ class Fields:
         """A str, or None where the key is missing."""
         return self.text(key) if key in self.map else None
 
+    def number(self, key: str) -> int:
+        """An unsigned integer."""
+        value = self.map[key]
+        if not isinstance(value, int):
+            raise _wrong("an unsigned integer", value, self._place(key))
+        return value
+
     def binary(self, key: str) -> bytes:
         """A bin."""
         value = self.map[key]

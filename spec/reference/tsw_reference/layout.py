@@ -15,8 +15,12 @@ MOST_WIDE_NAME_BYTES = 1 << 20
 LARGEST_PARAMETER = 20
 
 # Section 5.5.
-VECTOR = 1
-SHARED_ROLES = {VECTOR: "vector"}
+VECTOR, FEATURES = 1, 2
+SHARED_ROLES = {VECTOR: "vector", FEATURES: "features"}
+
+# Section 5.6.
+METRICS = ("euclidean", "cosine")
+MOST_NEIGHBOURS = 1 << 20
 
 # Section 6: id, name, bits of an element.
 DTYPES = {
@@ -43,6 +47,7 @@ DTYPES = {
 }
 F16, BF16, F32, F64 = 10, 11, 12, 13
 FLOATS = (F16, BF16, F32, F64)
+OF_FEATURES = (F16, F32)
 
 # Section 7.
 TERNARY, MASKED, DENSE, REMOVED = 1, 2, 3, 4

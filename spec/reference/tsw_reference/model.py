@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from . import codecs
-from .layout import FACTOR_DTYPES, HAS_COLUMN_FACTORS, HAS_ROW_FACTORS
+from .layout import FACTOR_DTYPES, FEATURES, HAS_COLUMN_FACTORS, HAS_ROW_FACTORS
 
 KEPT_BYTES = 1 << 26
 
@@ -112,6 +112,16 @@ class Task:
     entries: list[Entry]
 
 
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Which tasks a sample needs (section 5.6); its samples are the shared arrays of role features."""
+
+    k: int
+    metric: str
+    extractor: str
+    preprocessing: str
+
+
 @dataclass(slots=True)
 class Base:
     """The base model: its tensors in the order of their numbers, and its aliases."""
@@ -136,6 +146,7 @@ class File:
     extra: list[Tensor]
     shared: list[Shared]
     tasks: list[Task]
+    router: Router | None = None
     _kept: dict[int, bytes] = field(default_factory=dict, repr=False)
     _kept_bytes: int = field(default=0, repr=False)
 
@@ -167,6 +178,10 @@ class File:
         """The entries of all tasks, in order."""
         for task in self.tasks:
             yield from task.entries
+
+    def features(self) -> list[Shared]:
+        """The samples of the router, one array a task, in the order of the file."""
+        return [array for array in self.shared if array.role == FEATURES]
 
     def holders(self) -> Iterator[Shared | Entry]:
         """What has segments, in the order in which those lie in the file."""

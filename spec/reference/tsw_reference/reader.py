@@ -14,8 +14,10 @@ from .frame import Frame, read_frame
 from .layout import BITMAP, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, align
 from .model import Base, Entry, File, Segment
 from .msgpack import Value, decode
+from .router import KEYS as ROUTER_KEYS
+from .router import read_router
 from .shared import MORE_KEYS, check_used, read_shared, read_shared_segments
-from .tasks import read_tasks
+from .tasks import fill_tasks, read_names
 from .tensors import LIST_KEYS, check_aliases, check_wide_names, read_lists
 
 _FINITE_FACTORS = {2: "e", 3: "f"}
@@ -40,16 +42,19 @@ def _read_index(data: bytes, frame: Frame) -> File:
         document = _decode(stored, frame.index_offset)
     newer = frame.newer
     required = {"base", "extra", "metadata", "profile", "tasks", "writer"}
-    top = Fields(document, "index", required, {"content_id", "shared"}, newer)
+    top = Fields(document, "index", required, {"content_id", "router", "shared"}, newer)
     base_map = Fields(top.map["base"], "index, base", LIST_KEYS | {"aliases"}, {"id", "revision"}, newer)
     extra_map = Fields(top.map["extra"], "index, extra", LIST_KEYS, set(), newer)
     shared_map = None
     if "shared" in top.map:
         shared_map = Fields(top.map["shared"], "index, shared", LIST_KEYS | MORE_KEYS, set(), newer)
+    router_map = None
+    if "router" in top.map:
+        router_map = Fields(top.map["router"], "index, router", ROUTER_KEYS, set(), newer)
     content_id = top.binary("content_id") if "content_id" in top.map else None
     if content_id is not None and len(content_id) != 32:
         raise BrokenError("TSW-307", "32 bytes", str(len(content_id)), "index, content_id")
-    metadata, writer, tasks = top.texts("metadata"), top.text("writer"), top.array("tasks")
+    metadata, writer, values = top.texts("metadata"), top.text("writer"), top.array("tasks")
     profile = top.text("profile")
     if profile not in ("archive", "mapped"):
         raise BrokenError("TSW-308", "the profile archive or mapped", shown(profile), "index, profile")
@@ -58,12 +63,15 @@ def _read_index(data: bytes, frame: Frame) -> File:
     tensors, extra, of_shared = read_lists(base_map, extra_map, shared_map, newer)
     check_aliases(aliases, tensors)
     base = Base(base_id, revision, aliases, tensors)
-    shared = [] if shared_map is None else read_shared(shared_map, of_shared, tensors)
-    read = read_tasks(tasks, tensors, extra, shared, newer)
+    tasks, task_maps = read_names(values, newer)
+    names = {task.name for task in tasks}
+    shared = [] if shared_map is None else read_shared(shared_map, of_shared, tensors, names)
+    router = read_router(router_map, shared)
+    fill_tasks(tasks, task_maps, tensors, extra, shared, newer)
     if shared_map is not None:
-        check_used(shared, read)
+        check_used(shared, tasks)
         read_shared_segments(shared_map, shared, newer)
-    check_wide_names([*(t.name for t in (*tensors, *extra, *of_shared)), *aliases, *(task.name for task in read)])
+    check_wide_names([*(t.name for t in (*tensors, *extra, *of_shared)), *aliases, *names])
     return File(
         data,
         frame.minor,
@@ -74,7 +82,8 @@ def _read_index(data: bytes, frame: Frame) -> File:
         base,
         extra,
         shared,
-        read,
+        tasks,
+        router,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .layout import DENSE, DTYPES, FACTOR_DTYPES, KINDS, SHARED_ROLES, TERNARY
-from .model import Entry, File, Segment, Shared, Task
+from .model import Entry, File, Router, Segment, Shared, Task
 
 MOST_HEX_BYTES = 4096
 
@@ -37,6 +37,7 @@ def describe(file: File) -> dict[str, Any]:
         "base": {"id": base.id, "revision": base.revision, "aliases": base.aliases, "tensors": tensors},
         "extra": extra,
         **({"shared": [_shared(file, array) for array in file.shared]} if file.shared else {}),
+        **({"router": _router(file, file.router)} if file.router is not None else {}),
         "tasks": [_task(file, task) for task in file.tasks],
     }
 
@@ -49,6 +50,16 @@ def _shared(file: File, array: Shared) -> dict[str, Any]:
         "shape": list(array.tensor.shape),
         "sha256": tagged([array.sha256]),
         "data": _content(file, array.data),
+    }
+
+
+def _router(file: File, router: Router) -> dict[str, Any]:
+    return {
+        "extractor": router.extractor,
+        "k": router.k,
+        "metric": router.metric,
+        "preprocessing": router.preprocessing,
+        "features": {array.tensor.name: tagged([array.sha256]) for array in file.features()},
     }
 
 

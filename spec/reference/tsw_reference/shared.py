@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from .errors import BrokenError, shown
 from .fields import Fields
-from .layout import DTYPES, FLOATS, SHARED_ROLES, VECTOR, chunk_count
+from .layout import DTYPES, FEATURES, FLOATS, OF_FEATURES, SHARED_ROLES, VECTOR, chunk_count
 from .model import Entry, Shared, Task, Tensor
 from .segments import Records, data_places
 from .tensors import order_in_list
@@ -15,8 +15,9 @@ MORE_KEYS = {"roles", "segments"}
 """Keys beside those of a tensor list."""
 
 
-def read_shared(fields: Fields, tensors: list[Tensor], base: list[Tensor]) -> list[Shared]:
-    """The arrays, checked but for their segments and whether they are used. `tensors`: the records of the list."""
+def read_shared(fields: Fields, tensors: list[Tensor], base: list[Tensor], tasks: set[str]) -> list[Shared]:
+    """The arrays, checked but for their segments and whether they are used. `tensors`: the records of the list; `tasks`: the
+    names of all tasks."""
     if not tensors:
         raise BrokenError("TSW-410", "at least one shared array, or no key `shared`", "none", fields.where)
     roles = fields.binary("roles")
@@ -32,13 +33,15 @@ def read_shared(fields: Fields, tensors: list[Tensor], base: list[Tensor]) -> li
         if tensor.sha256 is None or tensor.sampled is not None:
             found = "no sha256" if tensor.sha256 is None else "a sampled digest"
             raise BrokenError("TSW-406", "a sha256 and no sampled digest of a shared array", found, where)
-        _check_vector(tensor, by_name.get(tensor.name), where)
+        if role == VECTOR:
+            _check_vector(tensor, by_name.get(tensor.name), where)
         arrays.append(Shared(tensor, role, tensor.sha256, where))
     for before, array in pairwise(arrays):
         if (order_in_list(before.tensor), before.sha256) >= (order_in_list(array.tensor), array.sha256):
             found = f"{shown(array.tensor.name)} after {shown(before.tensor.name)}"
             expected = "names, dtypes, shapes and SHA-256 that ascend strictly"
             raise BrokenError("TSW-405", expected, found, array.where)
+    _check_features([array for array in arrays if array.role == FEATURES], tasks)
     return arrays
 
 
@@ -55,22 +58,44 @@ def _check_vector(tensor: Tensor, base: Tensor | None, where: str) -> None:
             raise wrong(f"{whose} to be F16, BF16, F32 or F64", DTYPES[dtype][0])
 
 
+def _check_features(arrays: list[Shared], tasks: set[str]) -> None:
+    seen: set[str] = set()
+    for array in arrays:
+        tensor = array.tensor
+        found = shown(tensor.name)
+        if tensor.name not in tasks:
+            raise BrokenError("TSW-409", "features with the name of a task", found, array.where)
+        if tensor.name in seen:
+            raise BrokenError("TSW-409", "one array of features for a task", f"a second for {found}", array.where)
+        seen.add(tensor.name)
+        if tensor.dtype not in OF_FEATURES:
+            raise BrokenError("TSW-409", "features of F16 or F32", DTYPES[tensor.dtype][0], array.where)
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            expected = "features of two dimensions, both at least 1"
+            raise BrokenError("TSW-409", expected, str(list(tensor.shape)), array.where)
+        width = arrays[0].tensor.shape[1]
+        if tensor.shape[1] != width:
+            expected = f"features of {width} numbers a sample, as those before"
+            raise BrokenError("TSW-409", expected, str(tensor.shape[1]), array.where)
+
+
 def vector_of(shared: list[Shared], number: int, tensor: Tensor, where: str) -> Shared:
     """The vector that a masked entry of a tensor selects from."""
     if number >= len(shared):
         raise BrokenError("TSW-507", f"a vector's number below {len(shared)}", str(number), where)
     array = shared[number]
     if array.role != VECTOR or array.tensor.name != tensor.name:
-        raise BrokenError("TSW-507", f"a vector of {shown(tensor.name)}", f"one of {shown(array.tensor.name)}", where)
+        found = f"{SHARED_ROLES[array.role]} of {shown(array.tensor.name)}"
+        raise BrokenError("TSW-507", f"a vector of {shown(tensor.name)}", found, where)
     return array
 
 
 def check_used(shared: list[Shared], tasks: list[Task]) -> None:
-    """The rule TSW-410."""
+    """The rule TSW-410 of vectors; what features are for is there, or TSW-411 has said so."""
     entries: list[Entry] = [entry for task in tasks for entry in task.entries]
     used = {entry.vector.tensor.number for entry in entries if entry.vector is not None}
     for array in shared:
-        if array.tensor.number not in used:
+        if array.role == VECTOR and array.tensor.number not in used:
             raise BrokenError("TSW-410", "a masked entry that uses the vector", "none", array.where)
 
 

@@ -38,10 +38,8 @@ _SWITCH_RULES = {TERNARY: "TSW-504", MASKED: "TSW-507"}
 KEYS = {"checkpoint", "entries", "metadata", "name", "recipe", "segments"}
 
 
-def read_tasks(
-    values: list[Value], base: list[Tensor], extra: list[Tensor], shared: list[Shared], newer: bool
-) -> list[Task]:
-    """All tasks, checked; where their segments lie in the file is the caller's to check."""
+def read_names(values: list[Value], newer: bool) -> tuple[list[Task], list[Fields]]:
+    """All tasks without their entries, and the maps that have those."""
     tasks: list[Task] = []
     seen: set[str] = set()
     maps = [Fields(value, f"index, task {number}", KEYS, set(), newer) for number, value in enumerate(values)]
@@ -54,13 +52,19 @@ def read_tasks(
         seen.add(name)
         fields.where = f"task {shown(name)}"
         tasks.append(Task(name, fields.texts("recipe"), fields.texts("checkpoint"), fields.texts("metadata"), []))
+    return tasks, maps
+
+
+def fill_tasks(
+    tasks: list[Task], maps: list[Fields], base: list[Tensor], extra: list[Tensor], shared: list[Shared], newer: bool
+) -> None:
+    """Give the tasks their entries, checked; where their segments lie in the file is the caller's to check."""
     tensors = [*base, *extra]
     for task, fields in zip(tasks, maps, strict=True):
         task.entries = _read_entries(fields, tensors, len(base), shared, newer)
     _check_extra_used(tasks, extra, len(base))
     for task, fields in zip(tasks, maps, strict=True):
         _read_segments(fields, task.entries, newer)
-    return tasks
 
 
 def _read_entries(

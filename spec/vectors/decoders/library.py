@@ -22,6 +22,7 @@ import tswitch_format as tsw
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DTYPES
 from tswitch_format.checkpoint import DTYPE_BY_NAME, ShardLayout, TensorSpec
+from tswitch_format.container.index import RouterKeys
 from tswitch_format.container.reader import Container, Entry, SharedArray
 from tswitch_format.container.tensors import TensorList
 
@@ -71,6 +72,7 @@ def _document(container: Container) -> dict[str, Any]:
         },
         "extra": _described(index.extra),
         **({"shared": [_shared(array) for array in container.shared_arrays()]} if len(index.shared) else {}),
+        **({} if index.router is None else {"router": _router(container, index.router)}),
         "tasks": [
             {
                 "name": task.name,
@@ -92,6 +94,17 @@ def _shared(array: SharedArray) -> dict[str, Any]:
         "shape": list(array.spec.shape),
         "sha256": _tagged(array.sha256),
         "data": _data(array),
+    }
+
+
+def _router(container: Container, router: RouterKeys) -> dict[str, Any]:
+    features = (array for array in container.shared_arrays() if array.role is lay.SharedRole.FEATURES)
+    return {
+        "extractor": router.extractor,
+        "k": router.k,
+        "metric": router.metric,
+        "preprocessing": router.preprocessing,
+        "features": {array.spec.name: _tagged(array.sha256) for array in features},
     }
 
 

@@ -29,7 +29,7 @@ KINDS = {"ternary": 1, "masked": 2, "dense": 3, "removed": 4}
 FACTORS = {"none": (0, 0), "u8": (1, 1), "f16": (2, 2), "f32": (3, 4)}  # id, bytes
 ROLES = {"mask": 1, "sign": 2, "row_factors": 3, "column_factors": 4, "data": 5}
 CODECS = {"zeros": 0, "ones": 1, "bitmap": 2, "bitmap_zstd": 3, "gaps_zstd": 4, "rice": 5, "raw": 16, "zstd": 17}
-SHARED_ROLES = {"vector": 1}
+SHARED_ROLES = {"vector": 1, "features": 2}
 HALF = 0x3F000000  # 0.5 as binary32
 ONE = 0x3F800000
 
@@ -240,6 +240,8 @@ class Ternary(Entry):
 class Vector:
     """A shared vector: its record and elements, which are those of `tensor`, and how they are stored."""
 
+    role = "vector"
+
     tensor: Tensor
     coding: Coding = RAW
 
@@ -257,12 +259,66 @@ class Vector:
         """What a decoder prints of it."""
         return {
             "name": self.tensor.name,
-            "role": "vector",
+            "role": self.role,
             "dtype": self.tensor.dtype,
             "shape": list(self.tensor.shape),
             "sha256": tagged(self.tensor.digest),
             "data": tagged(self.tensor.content),
         }
+
+
+@dataclass(frozen=True)
+class Features(Vector):
+    """Samples of the task whose name `tensor` has."""
+
+    role = "features"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The order of the records of `shared`."""
+        return (*super().key, self.role)
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which tasks a sample needs."""
+
+    features: Sequence[Features]
+    k: int = 10
+    metric: str = "euclidean"
+    extractor: str = "an extractor"
+    preprocessing: str = "resized"
+
+    @property
+    def ordered(self) -> list[Features]:
+        """The features in order."""
+        return sorted(self.features, key=lambda one: one.key)
+
+    def hashed(self) -> bytes:
+        """What the content id covers of it."""
+        out = struct.pack("<I", len(self.features))
+        for one in self.ordered:
+            tensor = one.tensor
+            out += _name(tensor.name) + struct.pack("<BB", DTYPES[tensor.dtype][0], len(tensor.shape))
+            out += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape) + tensor.digest
+        out += struct.pack("<I", self.k)
+        return out + b"".join(
+            struct.pack("<I", len(text.encode())) + text.encode()
+            for text in (self.metric, self.extractor, self.preprocessing)
+        )
+
+    def keys(self) -> dict[str, Any]:
+        """Its map in the index."""
+        return {
+            "extractor": self.extractor,
+            "k": self.k,
+            "metric": self.metric,
+            "preprocessing": self.preprocessing,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """What a decoder prints of it."""
+        return {**self.keys(), "features": {one.tensor.name: tagged(one.tensor.digest) for one in self.ordered}}
 
 
 @dataclass(frozen=True)
@@ -377,6 +433,7 @@ class File:
     metadata: Mapping[str, str] = field(default_factory=dict)
     writer: str = "hand"
     minor: int = 0
+    router: Router | None = None
 
     @cached_property
     def tensors(self) -> list[Tensor]:
@@ -392,8 +449,9 @@ class File:
 
     @cached_property
     def shared(self) -> list[Vector]:
-        """The shared vectors in order."""
-        used = (entry.vector_used for task in self.tasks for entry in task.entries)
+        """The shared vectors and features in order."""
+        used = [entry.vector_used for task in self.tasks for entry in task.entries]
+        used += [] if self.router is None else self.router.features
         found = {vector.key: vector for vector in used if vector is not None}
         return [found[key] for key in sorted(found)]
 
@@ -428,8 +486,14 @@ class File:
     @cached_property
     def content_digest(self) -> bytes | None:
         """Section 11.4, or None where the file has none."""
-        if not self.content_id:
-            return None
+        return hashlib.sha256(self.hashed() + self._of_router).digest() if self.content_id else None
+
+    @property
+    def _of_router(self) -> bytes:
+        return b"" if self.router is None else self.router.hashed()
+
+    def hashed(self) -> bytes:
+        """What the content id covers, but for the router."""
         out = b"TSW1-content\0" + struct.pack("<I", len(self.base))
         for tensor in self.tensors:
             out += _name(tensor.name) + struct.pack("<BB", DTYPES[tensor.dtype][0], len(tensor.shape))
@@ -442,7 +506,7 @@ class File:
             out += _name(task.name) + struct.pack("<I", len(task.entries))
             for entry in self.ordered(task):
                 out += _name(entry.tensor.name) + (entry.sha256 or bytes(32))
-        return hashlib.sha256(out).digest()
+        return out
 
     def document(self) -> dict[str, Any]:
         """What a decoder prints of it."""
@@ -467,6 +531,7 @@ class File:
             },
             "extra": [_described(tensor) for tensor in self.extra],
             **({"shared": [vector.document() for vector in self.shared]} if self.shared else {}),
+            **({} if self.router is None else {"router": self.router.document()}),
             "tasks": [
                 {
                     "name": task.name,

@@ -7,7 +7,8 @@ from typing import Any
 
 from making.masked import vector
 from making.material import BARE, W, plain, raw_frame
-from making.model import Dense, File, Masked, Task, Tensor, Ternary
+from making.model import Dense, File, Masked, Router, Task, Tensor, Ternary
+from making.router import samples
 from making.suite import Suite
 from making.writing import edit, splice
 
@@ -19,6 +20,7 @@ def add(suite: Suite) -> None:
     """Add all of them."""
     _read(suite)
     _shared(suite)
+    _router(suite)
     _refused(suite)
 
 
@@ -102,7 +104,8 @@ def _shared(suite: Suite) -> None:
         placed=edit("shared_segments", reserved=7),
     )
     for name, rule, why, hooks in (
-        ("shared-role", "409", "a shared array of role 2", {"document": _set("shared", "roles", value=b"\2")}),
+        ("shared-role", "409", "features of no task", {"document": _set("shared", "roles", value=b"\2")}),
+        ("shared-role-3", "409", "a shared array of role 3", {"document": _set("shared", "roles", value=b"\3")}),
         ("shared-dtype", "404", "dtype 21 of a vector", {"placed": edit("shared", dtype=21)}),
         ("shared-sampled", "406", "a sampled digest of a vector", {"placed": edit("shared", flags=3)}),
         (
@@ -122,6 +125,38 @@ def _shared(suite: Suite) -> None:
         ("shared-codec", "606", "data codec 18 of a vector", {"content": edit("shared_segments", codec=18)}),
     ):
         suite.newer(name, file, why, rule=f"TSW-{rule}", **hooks)
+
+
+def _router(suite: Suite) -> None:
+    given = Router([samples("t")])
+    file = File([BARE], [Task("t", [Ternary(BARE, digest=False)])], content_id=False, minor=7, router=given)
+    suite.newer("router", file, "a router")
+    signed = File([W], [Task("t", [Ternary(W)])], minor=7, router=given)
+    suite.newer("router-content-id", signed, "a router and a content id")
+    for kind, value in (("number", 7), ("map", {"a": [b""]}), ("str", "more")):
+        why = f"an unknown key in router: {kind}"
+        suite.newer(f"key-in-router-{kind}", file, why, document=_set("router", "another", value=value))
+    suite.newer(
+        "flags-features", file, "unknown flags of a record of features", placed=edit("shared", flags=0xFFFFFFFD)
+    )
+    for name, rule, why, hooks in (
+        ("router-metric", "411", "metric `manhattan`", {"document": _set("router", "metric", value="manhattan")}),
+        ("router-k-0", "411", "k is 0", {"document": _set("router", "k", value=0)}),
+        ("router-k-more", "411", "k is 1,048,577", {"document": _set("router", "k", value=(1 << 20) + 1)}),
+        ("router-k-str", "307", "k is a str", {"document": _set("router", "k", value="10")}),
+        (
+            "router-key-missing",
+            "307",
+            "`router.metric` is missing",
+            {"document": lambda doc: doc["router"].pop("metric")},
+        ),
+        ("router-missing", "411", "features without a router", {"document": lambda doc: doc.pop("router")}),
+        ("features-role-3", "409", "a shared array of role 3", {"document": _set("shared", "roles", value=b"\3")}),
+        ("features-dtype", "404", "dtype 21 of features", {"placed": edit("shared", dtype=21)}),
+    ):
+        suite.newer(name, file, why, rule=f"TSW-{rule}", **hooks)
+    wide = replace(file, router=Router([samples("t", dtype="F64")]))
+    suite.newer("features-f64", wide, "features of F64", rule="TSW-409")
 
 
 def _refused(suite: Suite) -> None:

@@ -151,7 +151,7 @@ def _draft(file: File) -> Draft:
         entries=[],
         segments=[],
         payloads=[],
-        roles=bytearray(SHARED_ROLES["vector"] for _ in vectors),
+        roles=bytearray(SHARED_ROLES[one.role] for one in file.shared),
         shared_segments=[_segment(segment) for segment in encoded],
         shared_payloads=[segment.data for segment in encoded],
     )
@@ -242,6 +242,8 @@ def _document(file: File, draft: Draft) -> dict[str, Any]:
         ],
         "writer": file.writer,
     }
+    if file.router is not None:
+        doc["router"] = file.router.keys()
     if file.content_digest is not None:
         doc["content_id"] = file.content_digest
     return doc

@@ -1,7 +1,7 @@
 """Safetensors files, and Hugging Face folders of them, as checkpoints.
 
     accepts, open_reader    the plug-in (see `tswitch_format.checkpoint`)
-    SafetensorsCheckpoint   one or more open files
+    SafetensorsCheckpoint   one or more files
     read_header             one file's header, checked
     read_index, check_index the weight_map of an index.json, checked (of .bin shards too)
     folder_files, index_in  what lies in a model folder
@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import reprlib
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from tswitch_format.checkpoint import DTYPE_BY_NAME, CheckpointReader, ShardLayout, TensorSpec
 from tswitch_format.errors import CheckpointError
+from tswitch_tools.checkpoints.open_files import ReadFile
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -72,7 +72,7 @@ def open_reader(source: Path) -> CheckpointReader:
 
 
 class SafetensorsCheckpoint:
-    """The tensors of one or more .safetensors files, which stay open until `close`.
+    """The tensors of one or more .safetensors files, which are read until `close`, and open as `open_files` says.
 
     `specs` has them file by file in the order of their data. Where files disagree on a key of `__metadata__`, the first
     file's value counts. Raises CheckpointError where a header is wrong or a tensor is in two files.
@@ -86,23 +86,23 @@ class SafetensorsCheckpoint:
         self.specs: dict[str, TensorSpec] = {}
         self.aliases: Mapping[str, str] = {}
         self.metadata: dict[str, str] = {}
-        self._places: dict[str, tuple[Path, int, int]] = {}  # name -> file, descriptor, first byte in the file
+        self._places: dict[str, tuple[ReadFile, int]] = {}  # name -> file, first byte in it
         headers: dict[str, Header] = {}
         with contextlib.ExitStack() as stack:
             for path in files:
-                fd = _open(path)
-                stack.callback(os.close, fd)
-                header = headers[path.name] = read_header(fd, path)
+                file = stack.enter_context(contextlib.closing(ReadFile(path)))
+                with file.opened() as fd:
+                    header = headers[path.name] = read_header(fd, path)
                 for spec in header.specs:
                     if spec.name in self.specs:
                         raise CheckpointError(
                             f"{path}: tensor {spec.name!r}: expected it in one file, found it in "
-                            f"{self._places[spec.name][0].name} too; keep the files of one checkpoint only"
+                            f"{self._places[spec.name][0].path.name} too; keep the files of one checkpoint only"
                         )
                     self.specs[spec.name] = spec
-                    self._places[spec.name] = (path, fd, header.offsets[spec.name])
+                    self._places[spec.name] = (file, header.offsets[spec.name])
                 self.metadata = {**header.metadata, **self.metadata}
-            self._open_files = stack.pop_all()
+            self._files = stack.pop_all()
         self.layout = ShardLayout(
             files={file: [spec.name for spec in header.specs] for file, header in headers.items()},
             metadata={file: header.metadata for file, header in headers.items()},
@@ -121,13 +121,14 @@ class SafetensorsCheckpoint:
                 f"{self.location}: tensor {name!r}: expected a range within its {spec.nbytes} bytes, "
                 f"found {start} to {start + out.size}; ask for less"
             )
-        path, fd, offset = self._places[name]
-        _read_exactly(fd, path, offset + start, out.data)
+        file, offset = self._places[name]
+        with file.opened() as fd:
+            _read_exactly(fd, file.path, offset + start, out.data)
 
     def close(self) -> None:
         """See `CheckpointReader.close`."""
-        self._places = {}  # so that no read goes to a descriptor that has become another file's
-        self._open_files.close()
+        self._places = {}
+        self._files.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +247,7 @@ def read_index(path: Path) -> Mapping[str, str]:
 
     Raises CheckpointError where it is no such index, or names a file in another folder or one that is not there.
     """
-    fd = _open(path)
-    try:
+    with contextlib.closing(ReadFile(path)) as index, index.opened() as fd:
         size = os.fstat(fd).st_size
         if size > MAX_HEADER:
             raise CheckpointError(
@@ -255,8 +255,6 @@ def read_index(path: Path) -> Mapping[str, str]:
             )
         text = bytearray(size)
         _read_exactly(fd, path, 0, memoryview(text))
-    finally:
-        os.close(fd)
     weight_map = _parse_object(text, str(path), _SAME_SAVE).get("weight_map")
     if not _maps_strings(weight_map) or not weight_map:
         raise CheckpointError(f"{path}: expected a weight_map of tensor name to file name, found none; {_SAME_SAVE}")
@@ -306,20 +304,6 @@ def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             value.encode()
         result[key] = value
     return result
-
-
-def _open(path: Path) -> int:
-    try:
-        # Without waiting, should it be a pipe; that has no effect on regular files.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened: {error.strerror}; check the path and its permissions"
-        ) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CheckpointError(f"{path}: expected a regular file, found another kind; pass a file")
-    return fd
 
 
 def _read_exactly(fd: int, path: Path, offset: int, out: memoryview) -> None:

@@ -11,6 +11,7 @@ from tswitch_format.errors import OptionError
 from tswitch_tools import exporters
 from tswitch_tools.commands import options
 from tswitch_tools.commands.import_ import print_formats
+from tswitch_tools.progress import progress_bar
 from tswitch_tools.text import printable
 
 _SHOWN = 20  # names in a message
@@ -30,11 +31,13 @@ def _list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="Show the formats, and do nothing."
 )
+@options.threads
 @options.quiet
-def export(*, file: Path, out: Path, to: str, task: str | None, quiet: bool) -> None:
+def export(*, file: Path, out: Path, to: str, task: str | None, threads: int | None, quiet: bool) -> None:
     """Write one task of a file, or all where a format can hold them, as other people's code reads it.
 
-    What a format cannot hold is refused; what it does not keep is said on standard error.
+    What a format cannot hold is refused; what it does not keep is said on standard error. Only safetensors is written by
+    several threads.
 
     \b
     Examples:
@@ -50,7 +53,8 @@ def export(*, file: Path, out: Path, to: str, task: str | None, quiet: bool) -> 
         if task is not None:
             opened.keys(task)  # raises where there is none of that name
         what = f"task {printable(task)}" if task is not None else f"{len(opened.tasks)} tasks"
-        remarks = exporter.convert(opened, task, out)
+        with progress_bar("export", quiet=quiet, unit="tensors") as progress:
+            remarks = exporter.convert(opened, task, out, threads=threads, progress=progress)
     if quiet:
         return
     for remark in remarks:

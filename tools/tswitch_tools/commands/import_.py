@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.errors import OptionError
@@ -17,19 +14,16 @@ from tswitch_tools import importers
 from tswitch_tools.commands import options
 from tswitch_tools.importers import ImportOptions, tall_masks
 from tswitch_tools.progress import progress_bar
+from tswitch_tools.tables import new_table, output_console
 from tswitch_tools.text import printable, size
-
-_UNCUT = 4096  # columns: what a pipe gets is not cut to the width of a screen
 
 
 def print_formats(formats: Sequence[tuple[str, str]]) -> None:
     """Print a table of names and summaries."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("format", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
+    table = new_table("format", "what it is", left=("format", "what it is"))
     for name, summary in formats:
         table.add_row(name, summary)
-    Console(width=None if sys.stdout.isatty() else _UNCUT, markup=False, emoji=False, highlight=False).print(table)
+    output_console().print(table)
 
 
 def _list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -15,10 +14,10 @@ from tswitch_tools.commands import options
 from tswitch_tools.commands.failure import Misuse
 from tswitch_tools.progress import progress_bar
 from tswitch_tools.report import FileReport, TaskReport, report
+from tswitch_tools.tables import new_table, output_console
 from tswitch_tools.text import count, printable, rounded, size
 
 _RULE = len("projection")  # columns: no rule has a longer word
-_UNCUT = 4096  # columns: what a pipe gets is not cut to the width of a screen
 
 
 @click.command()
@@ -61,8 +60,7 @@ def info(*, file: Path, tensors: bool, overlap: bool, picture: Path | None, as_j
         shown = {"overlap": overlap_report.document(masks, tensors=tensors)} if masks else {}
         options.print_json(found.document(tensors=tensors) | shown)
         return
-    width = None if sys.stdout.isatty() else _UNCUT
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = output_console()
     _print_file(found, console)
     console.print(_task_table(found))
     for task in found.tasks if tensors else ():
@@ -90,8 +88,16 @@ def _print_file(found: FileReport, console: Console) -> None:
     if found.shared.arrays:
         shared = found.shared
         console.print(
-            f"shared: {shared.arrays} vectors, {count(shared.elements)} elements, {'+'.join(shared.dtypes)}, "
+            f"shared: {shared.arrays} arrays, {count(shared.elements)} elements, {'+'.join(shared.dtypes)}, "
             f"{size(shared.bytes)}: in the tasks' sizes in equal parts, 'own' is without them",
+            soft_wrap=True,
+        )
+    if found.router is not None:
+        router = found.router
+        words = (("extractor", router.extractor), ("preprocessing", router.preprocessing))
+        console.print(
+            f"router: {router.k} nearest by {router.metric} of {router.samples} samples of {router.tasks} tasks, "
+            f"{router.width} numbers each" + "".join(f", {what} {printable(text)}" for what, text in words if text),
             soft_wrap=True,
         )
     for key, value in found.metadata.items():
@@ -103,7 +109,7 @@ def _task_table(found: FileReport) -> Table:
     source = f"{sources.pop()} source" if len(sources) == 1 else "source"
     own = ("own",) if found.shared.arrays else ()
     numbers = ("tensors", "density", "size", *own, "% of fp32", f"% of {source}", "bits", "entropy")
-    table = _table("task", *numbers, "rule", left=("task", "rule"))
+    table = new_table("task", *numbers, "rule", left=("task", "rule"), least={"rule": _RULE})
     for task in found.tasks:
         rule = (task.select, task.knob, task.recipe.get("knob_per"), task.recipe.get("knob_dtype"))
         table.add_row(
@@ -123,7 +129,7 @@ def _task_table(found: FileReport) -> Table:
 
 def _tensor_table(task: TaskReport) -> Table:
     left = ("tensor", "kind", "dtype", "shape", "codecs")
-    table = _table("tensor", "kind", "dtype", "shape", "active", "density", "knob", "size", "codecs", left=left)
+    table = new_table("tensor", "kind", "dtype", "shape", "active", "density", "knob", "size", "codecs", left=left)
     for entry in task.entries:
         table.add_row(
             printable(entry.name),
@@ -136,14 +142,4 @@ def _tensor_table(task: TaskReport) -> Table:
             size(entry.bytes),
             ", ".join(entry.codecs) or "-",
         )
-    return table
-
-
-def _table(*columns: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        if column in left:
-            table.add_column(column, overflow="fold", min_width=_RULE if column == "rule" else None)
-        else:
-            table.add_column(column, justify="right", overflow="fold", no_wrap=" " not in column)
     return table

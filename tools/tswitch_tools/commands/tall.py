@@ -267,9 +267,12 @@ def tall_export(*, file: Path, out: Path, tasks: tuple[str, ...], numpy: str, qu
       tsw tall export all.tsw -o TALL_mask_8task.npy
     """
     generation: Literal[1, 2] = 1 if numpy == "1" else 2
-    with tsw.open(file) as opened:
+    with (
+        tsw.open(file) as opened,
+        progress_bar("tall export", quiet=quiet, unit="tensors") as progress,
+    ):
         chosen = list(tasks or opened.tasks)
-        remarks = export_masks(opened, chosen, out, generation)
+        remarks = export_masks(opened, chosen, out, generation, progress=progress)
     if quiet:
         return
     for remark in remarks:

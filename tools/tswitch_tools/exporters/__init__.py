@@ -10,7 +10,7 @@ To add one: as an importer, CONTRIBUTING.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -29,10 +29,19 @@ class Exporter(Protocol):
     SUMMARY: str  # what is written, and what such files cannot hold
     ALL_TASKS: bool  # whether it can write all tasks at once; a module without the name cannot
 
-    def convert(self, file: SwitchFile, task: str | None, out: Path) -> Sequence[str]:
+    def convert(
+        self,
+        file: SwitchFile,
+        task: str | None,
+        out: Path,
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sequence[str]:
         """Write one task, or all where `task` is None (only where `takes_all`), to `out`, a file or a folder that appears
-        whole or not at all. Returns remarks for the user on what the format does not keep. Raises TswError; then nothing is
-        written."""
+        whole or not at all. `threads`: as many as there are cores if None, where it is written by several; `progress` is
+        called with the tensors done and in all. Returns remarks for the user on what the format does not keep. Raises
+        TswError; then nothing is written."""
         ...
 
 

@@ -7,7 +7,7 @@ torch.save takes all tensors at once, so memory is what is written, beside one t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,14 @@ NAME = "bitdelta"
 SUMMARY = "diff.pt of BitDelta: matrices in which every element is active, other tensors whole; needs torch"
 
 
-def convert(file: SwitchFile, task: str, out: Path) -> Sequence[str]:
+def convert(
+    file: SwitchFile,
+    task: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sequence[str]:
     """See `Exporter.convert`."""
     switches = {name: file.switch(name, task) for name in file.keys(task)}
     problems = {name: _problem(file, switch, switches) for name, switch in switches.items()}
@@ -43,13 +50,15 @@ def convert(file: SwitchFile, task: str, out: Path) -> Sequence[str]:
         ) from error
     with AtomicFile(out) as output:
         tensors: dict[str, torch.Tensor] = {}
-        for name, switch in switches.items():
+        for done, (name, switch) in enumerate(switches.items(), 1):
             if switch.kind == "dense":
                 tensors[name] = _whole(switch)
-                continue
-            module = name.removesuffix(WEIGHT)
-            tensors[module + MASK] = torch.from_numpy(_words(switch))
-            tensors[module + COEFFICIENT] = torch.tensor(switch.knob, dtype=torch.float32)
+            else:
+                module = name.removesuffix(WEIGHT)
+                tensors[module + MASK] = torch.from_numpy(_words(switch))
+                tensors[module + COEFFICIENT] = torch.tensor(switch.knob, dtype=torch.float32)
+            if progress:
+                progress(done, len(switches))
         torch.save(tensors, _Sink(output))  # type: ignore[arg-type]  # all that torch calls is here
         output.commit()
     base = f" ({'@'.join(part for part in (file.base.id, file.base.revision) if part)})" if file.base.id else ""

@@ -23,29 +23,31 @@ from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import ArrayCheckpoint, CheckpointWriter, TensorSpec
 from tswitch_format.codecs import bits
 from tswitch_format.container.digest import content_id
-from tswitch_format.container.index import HAS_COLUMN_FACTORS, HAS_ROW_FACTORS, Kind
+from tswitch_format.container.index import HAS_COLUMN_FACTORS, HAS_ROW_FACTORS, Kind, SharedArrays
 from tswitch_format.container.reader import Container, ContentDigest, Entry, SharedArray
+from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.errors import OptionError
+from tswitch_format.parallel import ordered_map, thread_count
 from tswitch_tools.carrier import (
     COLUMN_FACTORS,
     DATA,
     DOCUMENT_KEY,
+    FEATURES,
     MASK,
     ROW_FACTORS,
     SIGN,
     VERSION,
     VERSION_KEY,
     Carried,
+    CarriedArray,
     CarriedEntry,
+    CarriedRouter,
     CarriedTask,
-    CarriedVector,
     all_tensors,
-    cores,
+    array_tensor,
     entry_tensors,
     factor_count,
-    in_order,
     to_json,
-    vector_tensor,
 )
 from tswitch_tools.checkpoints import safetensors_reader, safetensors_writer
 
@@ -54,7 +56,14 @@ SUMMARY = "one .safetensors file with planes as U8 tensors, of one task or all; 
 ALL_TASKS = True
 
 
-def convert(file: SwitchFile, task: str | None, out: Path) -> Sequence[str]:
+def convert(
+    file: SwitchFile,
+    task: str | None,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sequence[str]:
     """See `Exporter.convert`. Without a task, all are written."""
     container = file.container
     if container.frame.minor > int(FORMAT_VERSION.partition(".")[2]):
@@ -69,31 +78,41 @@ def convert(file: SwitchFile, task: str | None, out: Path) -> Sequence[str]:
         )
     check_output(out, [file.path])
     numbers = [container.find(task)] if task is not None else list(range(len(file.tasks)))
-    vectors = _used(container, numbers)
-    carried = _carried(file, numbers, vectors)
+    shared = _used(container, numbers)
+    carried = _carried(file, numbers, shared)
     metadata = {VERSION_KEY: VERSION, DOCUMENT_KEY: to_json(carried)}
     specs = list(all_tensors(carried))
     with contextlib.closing(ArrayCheckpoint({})) as nothing:
         writer = safetensors_writer.open_writer(out, nothing, specs, metadata)
     with contextlib.ExitStack() as undo:
         undo.callback(writer.abort)  # does nothing after the commit
-        for _ in in_order(lambda write: write(), _jobs(container, numbers, vectors, carried, writer), cores()):
-            pass
+        jobs = list(_jobs(container, numbers, shared, carried, writer))
+        for done, _ in enumerate(ordered_map(lambda write: write(), jobs, thread_count(threads)), 1):
+            if progress:
+                progress(done, len(jobs))
         writer.commit()
     return ["planes are not compressed in it; 'tsw import' makes the .tsw file of it again, and needs no base"]
 
 
 def _used(container: Container, tasks: Sequence[int]) -> list[SharedArray]:
-    """The shared vectors that some tasks select from, in order."""
-    tables = [container.index.tasks[number].entries for number in tasks]
+    """The shared vectors that some tasks select from, and their samples, in order."""
+    chosen = [container.index.tasks[number] for number in tasks]
+    tables = [task.entries for task in chosen]
     used = {int(v) for table in tables for v in np.unique(table["vector"][table["kind"] == Kind.MASKED])}
+    used |= {features.number for task in chosen if (features := container.features(task.name)) is not None}
     return [container.shared(number) for number in sorted(used)]
 
 
-def _carried(file: SwitchFile, tasks: Sequence[int], vectors: Sequence[SharedArray]) -> Carried:
+def _carried(file: SwitchFile, tasks: Sequence[int], shared: Sequence[SharedArray]) -> Carried:
     container, index = file.container, file.container.index
-    places = {vector.number: place for place, vector in enumerate(vectors)}
+    places = {array.number: place for place, array in enumerate(shared)}
     chosen = [index.tasks[number] for number in tasks]
+    arrays = SharedArrays(
+        TensorList.build([one.spec for one in shared], [Digests(one.sha256, None) for one in shared]),
+        np.array([one.role for one in shared], np.uint8),
+    )
+    routed = any(one.role.name.lower() == FEATURES for one in shared)
+    router = index.router if routed else None
     return Carried(
         base=[index.base.spec(number) for number in range(len(index.base))],
         digests=[index.base.digests(number) for number in range(len(index.base))],
@@ -101,7 +120,10 @@ def _carried(file: SwitchFile, tasks: Sequence[int], vectors: Sequence[SharedArr
         base_id=index.base_id,
         base_revision=index.base_revision,
         metadata=index.metadata,
-        vectors=[CarriedVector(number, v.spec, v.sha256 or b"") for number, v in enumerate(vectors)],
+        shared=[
+            CarriedArray(number, one.spec, one.sha256 or b"", one.role.name.lower())
+            for number, one in enumerate(shared)
+        ],
         tasks=[
             CarriedTask(
                 table.name,
@@ -112,7 +134,8 @@ def _carried(file: SwitchFile, tasks: Sequence[int], vectors: Sequence[SharedArr
             )
             for number, table in zip(tasks, chosen, strict=True)
         ],
-        content_id=content_id(replace(index, tasks=chosen)),
+        content_id=content_id(replace(index, tasks=chosen, shared=arrays, router=router)),
+        router=CarriedRouter(**vars(router)) if router else None,
     )
 
 
@@ -135,16 +158,16 @@ def _entry(entry: Entry, places: Mapping[int, int]) -> CarriedEntry:
 def _jobs(
     container: Container,
     tasks: Sequence[int],
-    vectors: Sequence[SharedArray],
+    shared: Sequence[SharedArray],
     carried: Carried,
     writer: CheckpointWriter,
 ) -> Iterator[Callable[[], None]]:
-    """What writes each vector and each entry."""
-    for shared, vector in zip(vectors, carried.vectors, strict=True):
-        yield partial(_write, shared, {DATA: vector_tensor(vector)}, writer)
+    """What writes each shared array and each entry."""
+    for array, described in zip(shared, carried.shared, strict=True):
+        yield partial(_write, array, {DATA: array_tensor(described)}, writer)
     for number, task in zip(tasks, carried.tasks, strict=True):
-        for entry, described in zip(container.entries(number), task.entries, strict=True):
-            yield partial(_write, entry, entry_tensors(task.name, described), writer)
+        for entry, of_entry in zip(container.entries(number), task.entries, strict=True):
+            yield partial(_write, entry, entry_tensors(task.name, of_entry), writer)
 
 
 def _write(entry: Entry, tensors: Mapping[str, TensorSpec], writer: CheckpointWriter) -> None:

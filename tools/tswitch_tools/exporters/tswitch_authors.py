@@ -8,7 +8,7 @@ Their bits have no place for knobs, which therefore come as `{task}_knobs.json`,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,14 @@ SUMMARY = "folder of {task}_{tensor}_compressed.bin as the T-Switch authors writ
 _MAX_FILE_NAME = 255  # bytes
 
 
-def convert(file: SwitchFile, task: str, out: Path) -> Sequence[str]:
+def convert(
+    file: SwitchFile,
+    task: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sequence[str]:
     """See `Exporter.convert`."""
     switches = {name: file.switch(name, task) for name in file.keys(task)}
     problems = {name: _problem(file, task, switch) for name, switch in switches.items()}
@@ -34,8 +41,10 @@ def convert(file: SwitchFile, task: str, out: Path) -> Sequence[str]:
     check_output(out, [file.path])
     folder = AtomicFolder(out)
     try:
-        for name, switch in switches.items():
+        for done, (name, switch) in enumerate(switches.items(), 1):
             folder.open(f"{task}_{name}{SUFFIX}").write_at(0, _stream(switch))
+            if progress:
+                progress(done, len(switches))
         knobs = {name: switch.knob for name, switch in switches.items()}
         folder.open(f"{task}{KNOBS}").write_at(0, (json.dumps(knobs, indent=2) + "\n").encode())
         folder.commit()

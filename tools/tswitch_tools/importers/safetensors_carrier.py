@@ -2,9 +2,9 @@
 
     accepts, convert   the importer
 
-Tensors are read chunk by chunk while they are encoded: memory is at most two encoded tensors for each thread. Nothing in the
-file is believed: the document is checked, then that the file has exactly the tensors that follow from it, then bits and counts
-as they are read, then the recorded digests.
+Tensors are read chunk by chunk while they are encoded: memory is an encoded tensor for each thread, and one more. Nothing in
+the file is believed: the document is checked, then that the file has exactly the tensors that follow from it, then bits and
+counts as they are read, then the recorded digests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -20,15 +20,16 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format import BaseInfo, BuildResult, __version__
+from tswitch_format import BaseInfo, BuildResult
 from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
 from tswitch_format.codecs import bits
-from tswitch_format.container.index import FactorDType, Index
+from tswitch_format.container.index import WRITER, FactorDType, Index, RouterKeys, SharedRole
 from tswitch_format.container.segments import EncodedArray, EncodedEntry
 from tswitch_format.container.tensors import TensorList
 from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import CheckpointError, OptionError, PayloadError, UnknownNameError
+from tswitch_format.parallel import ordered_map, thread_count
 from tswitch_format.switch.base import base_problems
 from tswitch_format.switch.encode import (
     Vector,
@@ -44,21 +45,20 @@ from tswitch_tools.carrier import (
     DATA,
     DOCUMENT_KEY,
     FACTOR_DTYPES,
+    FEATURES,
     MASK,
     ROW_FACTORS,
     SIGN,
     VERSION,
     VERSION_KEY,
     Carried,
+    CarriedArray,
     CarriedEntry,
     CarriedTask,
-    CarriedVector,
     all_tensors,
+    array_tensor,
     bit_bytes,
-    cores,
     entry_tensors,
-    in_order,
-    vector_tensor,
 )
 from tswitch_tools.carrier_document import AGAIN, from_json
 from tswitch_tools.checkpoints.safetensors_reader import MAX_HEADER, SafetensorsCheckpoint
@@ -155,16 +155,24 @@ def _only(carried: Carried, task: str, source: Path) -> Carried:
     if len(names) == 1:
         return carried
     chosen = carried.tasks[names.index(task)]
-    used = sorted({entry.vector for entry in chosen.entries if entry.kind == "masked"})
+    vectors = {entry.vector for entry in chosen.entries if entry.kind == "masked"}
+    samples = {one.number for one in carried.shared if one.role == FEATURES and one.spec.name == task}
+    used = sorted(vectors | samples)
     entries = [
         replace(entry, vector=used.index(entry.vector)) if entry.kind == "masked" else entry for entry in chosen.entries
     ]
     return replace(
         carried,
-        vectors=[carried.vectors[number] for number in used],
+        # Their numbers stay: they are in the names of tensors.
+        shared=[carried.shared[number] for number in used],
         tasks=[replace(chosen, entries=entries)],
         content_id=None,
+        router=carried.router if samples else None,
     )
+
+
+def _nbytes(task: CarriedTask, entry: CarriedEntry) -> int:
+    return sum(spec.nbytes for spec in entry_tensors(task.name, entry).values())
 
 
 @dataclass(frozen=True)
@@ -177,10 +185,10 @@ class _Import:
     options: ImportOptions
 
     def write(self, out: Path) -> BuildResult:
-        carried, threads = self.carried, self.options.threads or cores()
+        carried, threads = self.carried, thread_count(self.options.threads)
         base = {spec.name: spec for spec in carried.base}
         kinds = dict.fromkeys(("ternary", "masked", "dense", "removed"), 0)
-        total = len(carried.vectors) + sum(len(task.entries) for task in carried.tasks)
+        total = len(carried.shared) + sum(len(task.entries) for task in carried.tasks)
         done = 0
 
         def advance() -> None:
@@ -190,13 +198,14 @@ class _Import:
                 self.options.progress(done, total)
 
         with ContainerWriter(out, self._header()) as writer:
-            for array in in_order(self._vector, carried.vectors, threads):
+            for array in ordered_map(self._array, carried.shared, threads, nbytes=lambda one: one.spec.nbytes):
                 writer.add_shared(array)
                 advance()
                 del array  # it would be in memory until the next one is
             for task in carried.tasks:
                 writer.begin_task(task.name, recipe=task.recipe, checkpoint=task.checkpoint, metadata=task.metadata)
-                for made in in_order(partial(self._entry, task, base), task.entries, threads):
+                made_of = partial(self._entry, task, base)
+                for made in ordered_map(made_of, task.entries, threads, nbytes=partial(_nbytes, task)):
                     writer.add(made)
                     advance()
                     del made
@@ -220,15 +229,16 @@ class _Import:
             base_id=options.base_id if own else carried.base_id,
             base_revision=options.base_revision if own else carried.base_revision,
             metadata=carried.metadata,
-            writer=f"tswitch_format {__version__}",
+            writer=WRITER,
+            router=RouterKeys(**asdict(carried.router)) if carried.router else None,
         )
 
     @property
     def _mapped(self) -> bool:
         return self.options.profile == "mapped"
 
-    def _vector(self, vector: CarriedVector) -> EncodedArray:
-        name, dtype = vector_tensor(vector).name, vector.spec.dtype
+    def _array(self, vector: CarriedArray) -> EncodedArray:
+        name, dtype = array_tensor(vector).name, vector.spec.dtype
         chunks = (
             self._read(name, dtype.nbytes(start), dtype.nbytes(min(CHUNK, vector.spec.elements - start))).view(
                 dtype.storage
@@ -238,7 +248,7 @@ class _Import:
         made = encode_vector(vector.spec, chunks, mapped=self._mapped)
         if made.sha256 != vector.sha256:
             self._fail(f"tensor {name!r}", f"content of SHA-256 {vector.sha256.hex()}", made.sha256.hex())
-        return made
+        return replace(made, role=SharedRole[vector.role.upper()])
 
     def _entry(self, task: CarriedTask, base: Mapping[str, TensorSpec], entry: CarriedEntry) -> EncodedEntry:
         tensors = {what: spec.name for what, spec in entry_tensors(task.name, entry).items()}
@@ -258,7 +268,7 @@ class _Import:
             return encode_dense(spec, self.reader, tensors[DATA], added=entry.added, mapped=mapped)
         there, knob = base[spec.name], np.float32(entry.knob)
         if entry.kind == "masked":
-            vector = self.carried.vectors[entry.vector]
+            vector = self.carried.shared[entry.vector]
             shared = Vector(entry.vector, vector.spec.dtype, vector.sha256)
             masks = self._masks(tensors[MASK], spec.elements)
             made = encode_masked(there, spec.dtype, knob, shared, masks, mapped=mapped)

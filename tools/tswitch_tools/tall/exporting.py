@@ -8,7 +8,7 @@ left of the byte before, and packed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,19 +24,34 @@ from tswitch_tools.tall.layout import VectorLayout
 from tswitch_tools.tall.npy import write_masks
 
 
-def export_masks(file: SwitchFile, tasks: Sequence[str], out: Path, numpy: Literal[1, 2]) -> list[str]:
+def export_masks(
+    file: SwitchFile,
+    tasks: Sequence[str],
+    out: Path,
+    numpy: Literal[1, 2],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
     """Write the masks of these tasks, in this order, to `out` as np.save of that generation of NumPy does.
 
-    Returns remarks for the user on what such a file does not keep. Raises OptionError, FormatError or OutputError; then nothing
-    is written.
+    `progress` is called with the masks of tensors that are done, and of all tasks. Returns remarks for the user on what such a
+    file does not keep. Raises OptionError, FormatError or OutputError; then nothing is written.
     """
     if not tasks:
         raise OptionError(f"{file.path}: expected at least one task, found none; there is nothing to export")
     layout = VectorLayout.of_file(file)
     switches = {task: _switches(file, task) for task in tasks}  # raises where there is none of that name
     check_output(out, [file.path])
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, len(switches) * len(layout.tensors))
+
     with AtomicFile(out) as output:
-        pieces = {task: partial(_pieces, layout, found) for task, found in switches.items()}
+        pieces = {task: partial(_pieces, layout, found, advance) for task, found in switches.items()}
         write_masks(output.write, list(tasks), -(-layout.elements // 8), lambda task: pieces[task](), numpy)
         output.commit()
     return _remarks(file, switches)
@@ -58,6 +73,12 @@ def _remarks(file: SwitchFile, switches: dict[str, dict[str, Switch]]) -> list[s
         remarks.append(
             "the multi-task vector that the masks select from is not in the file: keep the .tsw file, or the experts"
         )
+    scaled = sorted({switch.task for switch in every if switch.kind == "masked" and switch.knob != 1})
+    if scaled:
+        remarks.append(
+            f"the scales of {len(scaled)} tasks, {scaled[0]!r} first, are left out, so these are not TALL masks, which select "
+            "from a vector as it is: keep the .tsw file, or note each task's scale"
+        )
     whole = sorted({switch.name for switch in every if not switch.is_additive})
     if whole:
         remarks.append(
@@ -68,8 +89,10 @@ def _remarks(file: SwitchFile, switches: dict[str, dict[str, Switch]]) -> list[s
     return remarks
 
 
-def _pieces(layout: VectorLayout, switches: dict[str, Switch]) -> Iterator[NDArray[np.uint8]]:
-    """The packed mask of a task, first bit the most significant."""
+def _pieces(
+    layout: VectorLayout, switches: dict[str, Switch], advance: Callable[[], None]
+) -> Iterator[NDArray[np.uint8]]:
+    """The packed mask of a task, first bit the most significant. `advance` is called after each tensor."""
     rest = np.empty(0, np.bool_)
     for name, spec in layout.tensors.items():
         switch = switches.get(name, switches.get(spec.name))
@@ -81,4 +104,5 @@ def _pieces(layout: VectorLayout, switches: dict[str, Switch]) -> Iterator[NDArr
             whole = flags.size // 8 * 8
             yield np.packbits(flags[:whole])
             rest = flags[whole:]
+        advance()
     yield np.packbits(rest)
