@@ -32,9 +32,10 @@ from tswitch_format.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from tswitch_format.switch.build import BuildResult, GivenMask, GivenSwitch, GivenTask, GivenVector, build
+from tswitch_format.switch.build import BuildResult, build
 from tswitch_format.switch.file import BaseInfo, SwitchFile
 from tswitch_format.switch.file import SwitchFile as open  # noqa: A004, N813  # tsw.open, as in the design; never imported with *
+from tswitch_format.switch.given import GivenMask, GivenSwitch, GivenTask, GivenVector
 from tswitch_format.switch.merge import merge
 from tswitch_format.switch.multitask import make_emr, make_tall
 from tswitch_format.switch.overlap import Overlap, TensorOverlap, overlap

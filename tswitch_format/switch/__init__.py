@@ -8,6 +8,8 @@ restore.py      base + file -> checkpoint
 validate.py     a file against the specification and its base
 overlap.py      the masks of several tasks compared: elements by the number of tasks, pairs of tasks
 transfer.py     entries from file to file: bundle, extract, repack
+routing.py      Router: which tasks a sample needs; a file with samples of its tasks
+merge.py        all tasks of a file in one model: sum, TIES, consensus
 
 options.py      what `pack` can be told, checked
 pairing.py      base and expert by name: which tensors become switches, which are dense, which do not fit
@@ -16,4 +18,12 @@ select.py       which elements stay: thresholds, exact, in streamed passes
 knob.py         how they are scaled: knob, row and column factors
 encode.py       one tensor -> encoded entry
 pack.py         base + expert -> file
+
+given.py        switches, masks and vectors that somebody else made
+build.py        these -> file
+experts.py      several experts of one base, read beside it
+multitask.py    several experts -> one vector and a mask for each: TALL-masks, EMR
+multitask_methods.py  the arithmetic of that, TIES too
+
+planes.py       a switch packed for use in memory; compiled.py: its loops, compiled for the CPU
 """

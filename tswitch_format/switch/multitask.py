@@ -34,20 +34,10 @@ from tswitch_format.codecs import bits
 from tswitch_format.container.segments import EncodedArray
 from tswitch_format.container.writer import in_file_order
 from tswitch_format.errors import OptionError
-from tswitch_format.switch.build import (
-    BuildResult,
-    GivenMask,
-    GivenTask,
-    MakeVector,
-    Place,
-    Progress,
-    check_beforehand,
-    round_vector,
-    vector_dtype,
-    write_tasks,
-)
+from tswitch_format.switch.build import BuildResult, MakeVector, Place, Progress, check_beforehand, write_tasks
 from tswitch_format.switch.encode import encode_vector
 from tswitch_format.switch.experts import Experts, Term, blocks
+from tswitch_format.switch.given import GivenMask, GivenTask, round_vector, vector_dtype
 from tswitch_format.switch.multitask_methods import Emr, Given, Method, MethodTensor, Sum, Tall, Ties
 
 
