@@ -130,14 +130,14 @@ def _batches(index: Index, place: Place, report: Report) -> Iterator[_Batch]:
 
 def _owners(index: Index) -> NDArray[np.int64]:
     """For each tensor a number that it shares with those of the same name."""
-    owners = index.base.same_names(index.extra)
+    owners = index.base.same_names(index.extra).tolist()
     before, owner = None, 0
-    for number in np.flatnonzero(owners < 0).tolist():
-        name = index.extra.names[number]
+    for number, name in enumerate(index.extra.names):  # names one by one are slower to get than all in order
         if name != before:
             before, owner = name, len(index.base) + number
-        owners[number] = owner
-    return np.concatenate([np.arange(len(index.base)), owners])
+        if owners[number] < 0:
+            owners[number] = owner
+    return np.concatenate([np.arange(len(index.base)), np.array(owners, np.int64)])
 
 
 def _check_entries(batch: _Batch, frame: Frame, owners: NDArray[np.int64] | None) -> None:
