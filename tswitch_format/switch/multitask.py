@@ -40,13 +40,15 @@ from tswitch_format.switch.experts import Experts, Term, blocks
 from tswitch_format.switch.given import GivenMask, GivenTask, round_vector, vector_dtype
 from tswitch_format.switch.multitask_methods import Emr, Given, Method, MethodTensor, Sum, Tall, Ties
 
+DEFAULT_LAMBDA = 0.4
+
 
 def make_tall(
     base: Any,
     experts: Mapping[str, Any],
     path: str | PathLike[str],
     *,
-    lambdas: float | Mapping[str, float] = 0.4,
+    lambdas: float | Mapping[str, float] = DEFAULT_LAMBDA,
     ties: bool = False,
     masks: Callable[[str, str, int], NDArray[np.uint8]] | None = None,
     shared_dtype: str = "F32",
@@ -77,7 +79,7 @@ def make_tall(
 
     Raises OptionError, CheckpointError (NonFiniteError) or OutputError; then nothing is written.
     """
-    given = dict.fromkeys(experts, 0.4) | (
+    given = dict.fromkeys(experts, DEFAULT_LAMBDA) | (
         dict(lambdas) if isinstance(lambdas, Mapping) else dict.fromkeys(experts, lambdas)
     )
     for name, value in given.items():

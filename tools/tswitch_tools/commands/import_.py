@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from tswitch_format import BuildResult
 from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.errors import OptionError
 from tswitch_tools import importers
 from tswitch_tools.commands import options
-from tswitch_tools.importers import ImportOptions, tall_masks
+from tswitch_tools.importers import Importer, ImportOptions, tall_masks
 from tswitch_tools.progress import progress_bar
 from tswitch_tools.tables import new_table, output_console
 from tswitch_tools.text import printable, size
@@ -88,35 +90,47 @@ def import_(
       tsw import TALL_mask_8task.npy -o all.tsw --base base.pt --multi-task mtl.safetensors
       tsw import all.safetensors -o all.tsw
     """
+    wanted = ImportOptions(
+        task=task,
+        scales=scales,
+        knob=knob,
+        experts=experts,
+        multi_task=multi_task,
+        ties=ties,
+        shared_dtype=shared_dtype,
+        profile=profile,
+        base_id=base_id[0],
+        base_revision=base_id[1],
+        threads=threads,
+    )
     importer = importers.find(source, format_name)
-    if base is None and importers.needs_base(importer):
-        raise OptionError(
-            f"{source}: expected --base, the checkpoint that it is of, found none; give it, {importer.NAME} needs it"
-        )
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(borrow_checkpoint(base)) if base is not None else None
-        fine_tuned = stack.enter_context(borrow_checkpoint(expert)) if expert is not None else None
-        progress = stack.enter_context(progress_bar("import", quiet=quiet, unit="tensors"))
-        wanted = ImportOptions(
-            task=task,
-            expert=fine_tuned,
-            scales=scales,
-            knob=knob,
-            experts=experts,
-            multi_task=multi_task,
-            ties=ties,
-            shared_dtype=shared_dtype,
-            profile=profile,
-            base_id=base_id[0],
-            base_revision=base_id[1],
-            threads=threads,
-            progress=progress,
-        )
-        if importer.NAME != tall_masks.NAME:
-            importers.refuse_experts(source, wanted)
-        result = importer.convert(source, reader, out, wanted)
+    result = import_source(importer, source, base, out, wanted, expert=expert, quiet=quiet)
     if not quiet:
         click.echo(
             f"{printable(result.path)}: {size(result.nbytes)}, from {importer.NAME} "
             f"({result.switches} switches, {result.dense} dense)"
         )
+
+
+def import_source(
+    importer: Importer,
+    source: Path,
+    base: Path | None,
+    out: Path,
+    wanted: ImportOptions,
+    *,
+    expert: Path | None = None,
+    quiet: bool,
+) -> BuildResult:
+    """Import a source, with progress."""
+    if base is None and importers.needs_base(importer):
+        raise OptionError(
+            f"{source}: expected --base, the checkpoint that it is of, found none; give it, {importer.NAME} needs it"
+        )
+    if importer.NAME != tall_masks.NAME:
+        importers.refuse_experts(source, wanted)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(borrow_checkpoint(base)) if base is not None else None
+        fine_tuned = stack.enter_context(borrow_checkpoint(expert)) if expert is not None else None
+        progress = stack.enter_context(progress_bar("import", quiet=quiet, unit="tensors"))
+        return importer.convert(source, reader, out, replace(wanted, expert=fine_tuned, progress=progress))

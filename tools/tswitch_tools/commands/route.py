@@ -9,17 +9,15 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 import tswitch_format as tsw
 from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.errors import CheckpointError, OptionError
 from tswitch_tools.commands import options
-from tswitch_tools.text import printable, size
+from tswitch_tools.tables import output_console, print_in_blocks
+from tswitch_tools.text import printable, rounded, size
 
 _NPY = b"\x93NUMPY"
-_UNCUT = 4096  # columns: what a pipe gets is not cut to the width of a screen
 
 
 @click.group()
@@ -131,12 +129,11 @@ def query(*, file: Path, features: Path, mode: str, as_json: bool) -> None:
         described["preprocessing"] = router.preprocessing
         options.print_json({"router": described, "tasks": list(router.tasks), "weights": weights.tolist()})
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("sample" if mode == "sample" else "batch", *map(printable, router.tasks)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, row in enumerate(weights):
-        table.add_row(str(number) if mode == "sample" else mode, *(f"{weight:.3g}" for weight in row))
-    Console(width=_UNCUT, markup=False, emoji=False, highlight=False).print(table)
+    first = "sample" if mode == "sample" else "batch"
+    rows = [
+        [str(number) if mode == "sample" else mode, *map(rounded, row.tolist())] for number, row in enumerate(weights)
+    ]
+    print_in_blocks(output_console(), [first, *map(printable, router.tasks)], rows, left=[first])
 
 
 def _read(path: Path) -> NDArray[Any]:

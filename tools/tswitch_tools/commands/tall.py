@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,15 +9,13 @@ from typing import Literal
 import click
 
 import tswitch_format as tsw
-from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_tools import importers
 from tswitch_tools.commands import options
-from tswitch_tools.importers import ImportOptions
+from tswitch_tools.commands.import_ import import_source
+from tswitch_tools.importers import ImportOptions, tall_masks
 from tswitch_tools.progress import progress_bar
 from tswitch_tools.tall.exporting import export_masks
 from tswitch_tools.text import printable, size
-
-DEFAULT_LAMBDA = 0.4
 
 
 @click.group()
@@ -43,9 +40,12 @@ def emr() -> None:
     """
 
 
-def _lambdas(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """X for all tasks, and NAME=X for one."""
-    default, named = DEFAULT_LAMBDA, {}
+def _lambdas(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[float | None, dict[str, float]]:
+    """X for all tasks, or None, and NAME=X for one."""
+    default: float | None = None
+    named: dict[str, float] = {}
     for value in values:
         name, equals, number = value.rpartition("=")
         try:
@@ -98,7 +98,7 @@ def tall_make(
     base: Path,
     experts: Mapping[str, Path],
     out: Path,
-    lambdas: tuple[float, dict[str, float]],
+    lambdas: tuple[float | None, dict[str, float]],
     ties: bool,
     shared_dtype: str,
     dense: tuple[str, ...],
@@ -126,7 +126,7 @@ def tall_make(
             base,
             experts,
             out,
-            lambdas=dict.fromkeys(experts, default) | named,
+            lambdas=named if default is None else dict.fromkeys(experts, default) | named,
             ties=ties,
             shared_dtype=shared_dtype,
             dense=dense,
@@ -225,22 +225,17 @@ def tall_import(
       tsw tall import TALL_mask_2task.npy --base base.pt --experts MNIST=mnist.pt --experts SVHN=svhn.pt -o all.tsw
       tsw tall import TALL_mask_8task.npy --base base.pt --multi-task mtl.safetensors -o all.tsw
     """
-    importer = importers.find(masks, "tall-masks")
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(borrow_checkpoint(base))
-        progress = stack.enter_context(progress_bar("tall import", quiet=quiet, unit="tensors"))
-        wanted = ImportOptions(
-            experts=experts,
-            multi_task=multi_task,
-            ties=ties,
-            shared_dtype=shared_dtype,
-            profile=profile,
-            base_id=base_id[0],
-            base_revision=base_id[1],
-            threads=threads,
-            progress=progress,
-        )
-        result = importer.convert(masks, reader, out, wanted)
+    wanted = ImportOptions(
+        experts=experts,
+        multi_task=multi_task,
+        ties=ties,
+        shared_dtype=shared_dtype,
+        profile=profile,
+        base_id=base_id[0],
+        base_revision=base_id[1],
+        threads=threads,
+    )
+    result = import_source(importers.find(masks, tall_masks.NAME), masks, base, out, wanted, quiet=quiet)
     if not quiet:
         click.echo(f"{printable(result.path)}: {size(result.nbytes)}, {result.switches} masks")
 

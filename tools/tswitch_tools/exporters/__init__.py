@@ -3,7 +3,7 @@
     formats             all exporters
     find                the one of a name
     takes_all           whether it can write all tasks at once
-    refuse, problem_of  what a format cannot hold
+    fitting, problem_of what a format can hold of a task
 
 To add one: as an importer, CONTRIBUTING.md.
 """
@@ -66,11 +66,18 @@ def takes_all(exporter: Exporter) -> bool:
     return getattr(exporter, "ALL_TASKS", False)
 
 
-def refuse(file: SwitchFile, task: str, problems: Mapping[str, str]) -> None:
-    """Raise OptionError for the first of the tensors that a format cannot hold, each with what is wrong and what to do."""
-    for name, problem in problems.items():
+def fitting(
+    file: SwitchFile, task: str, problem: Callable[[Switch, Mapping[str, Switch]], str | None]
+) -> dict[str, Switch]:
+    """The switches of a task by name. Raises OptionError for the first that a format cannot hold: `problem` gives what is wrong
+    with one among all of them, and what to do, or None."""
+    switches = {name: file.switch(name, task) for name in file.keys(task)}
+    found = {name: problem(switch, switches) for name, switch in switches.items()}
+    problems = {name: wrong for name, wrong in found.items() if wrong is not None}
+    for name, wrong in problems.items():
         more = f"; it is the first of {len(problems)} such tensors" if len(problems) > 1 else ""
-        raise OptionError(f"{file.path}: task {task!r}: tensor {name!r}: {problem}{more}")
+        raise OptionError(f"{file.path}: task {task!r}: tensor {name!r}: {wrong}{more}")
+    return switches
 
 
 def problem_of(file: SwitchFile, switch: Switch) -> str | None:

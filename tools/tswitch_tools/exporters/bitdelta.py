@@ -7,7 +7,7 @@ torch.save takes all tensors at once, so memory is what is written, beside one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from tswitch_format.atomic import AtomicFile, check_output
 from tswitch_format.checkpoint import DTYPE_BY_NAME
 from tswitch_format.errors import CheckpointError
 from tswitch_format.torch.checkpoint import torch_dtype
-from tswitch_tools.exporters import problem_of, refuse
+from tswitch_tools.exporters import fitting, problem_of
 from tswitch_tools.importers.bitdelta import COEFFICIENT, MASK, WEIGHT, WORD
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequence[str]:
     """See `Exporter.convert`."""
-    switches = {name: file.switch(name, task) for name in file.keys(task)}
-    problems = {name: _problem(file, switch, switches) for name, switch in switches.items()}
-    refuse(file, task, {name: problem for name, problem in problems.items() if problem is not None})
+    switches = fitting(file, task, lambda switch, others: _problem(file, switch, others))
     check_output(out, [file.path])
     try:
         import torch  # noqa: PLC0415 - only users of such files need torch
@@ -68,7 +66,7 @@ def convert(
     ]
 
 
-def _problem(file: SwitchFile, switch: Switch, switches: dict[str, Switch]) -> str | None:
+def _problem(file: SwitchFile, switch: Switch, switches: Mapping[str, Switch]) -> str | None:
     """Why such a file cannot hold a tensor, or None."""
     if switch.kind == "dense":
         if switch.name.endswith((MASK, COEFFICIENT)) and switch.name not in file.base:

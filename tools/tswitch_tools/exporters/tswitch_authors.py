@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tswitch_format import Switch, SwitchFile
 from tswitch_format.atomic import AtomicFolder, check_output
-from tswitch_tools.exporters import problem_of, refuse
+from tswitch_tools.exporters import fitting, problem_of
 from tswitch_tools.importers import CHUNK
 from tswitch_tools.importers.tswitch_authors import GROUP, KNOBS, SUFFIX
 
@@ -35,9 +35,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequence[str]:
     """See `Exporter.convert`."""
-    switches = {name: file.switch(name, task) for name in file.keys(task)}
-    problems = {name: _problem(file, task, switch) for name, switch in switches.items()}
-    refuse(file, task, {name: problem for name, problem in problems.items() if problem is not None})
+    switches = fitting(file, task, lambda switch, _: _problem(file, task, switch))
     check_output(out, [file.path])
     folder = AtomicFolder(out)
     try:
