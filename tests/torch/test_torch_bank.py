@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bank_interrupts import Interrupts, interrupted_at_random
 from bank_models import (
     EXPERTS,
     FLOATS,
@@ -1097,37 +1098,6 @@ def failing_activation(*_: Any) -> Any:
     raise InjectedError("no memory")
 
 
-WATCHED = ("torch/bank.py", "torch/activation.py")
-
-
-class Interrupts:
-    """KeyboardInterrupt at the line of number `at` that this thread begins in the watched files."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.lines = 0
-        self.place = ""
-
-    def __enter__(self) -> Interrupts:
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _call(self, frame: Any, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.replace("\\", "/").endswith(WATCHED) else None
-
-    def _line(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "line":
-            number, self.lines = self.lines, self.lines + 1
-            if number == self.at:
-                self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._line
-
-
 @pytest.mark.parametrize("kind", ["f32", "f16"])
 def test_an_interrupt_at_any_line_leaves_a_state_that_the_bank_knows(tmp_path: Path, kind: str) -> None:
     """Ctrl-C may come between any two lines: the model must be what `current` says, and go back to the base."""
@@ -1217,37 +1187,7 @@ def test_interrupts_at_random_times(tmp_path: Path) -> None:
         if number >= len(combinations):  # the first ones compile
             seconds = max(seconds, time.perf_counter() - began)
         known[tuple(wanted.items())] = bits(model)
-    armed = False
-
-    def interrupt(*_: object) -> None:
-        if armed:
-            raise KeyboardInterrupt
-
-    rng = random.Random(1)
-    before = signal.signal(signal.SIGALRM, interrupt)
-    interrupted = 0
-    try:
-        for turn in range(80):
-            bank.activate(combinations[turn % 2])
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, max(1e-5, rng.random() * seconds))
-                bank.activate(combinations[1 - turn % 2])
-                armed = False
-            except (KeyboardInterrupt, RuntimeError) as error:
-                armed = False
-                # An interrupt inside of Condition.wait comes out of CPython 3.11 as "cannot release un-acquired lock".
-                assert isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-                interrupted += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            assert bits(model) == known[tuple(bank.current.items())], turn
-            bank.deactivate()
-            assert bits(model) == known[()], turn
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 10
+    assert interrupted_at_random(bank, model, combinations, known, turns=80, seconds=seconds) > 10
 
 
 def test_a_block_that_fails_goes_back(files: dict[str, dict[str, Path]]) -> None:

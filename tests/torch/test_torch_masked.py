@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bank_interrupts import Interrupts, interrupted_at_random
 from bank_models import (
     FLOATS,
     Faults,
@@ -31,7 +31,7 @@ from bank_models import (
 )
 from kernel_cases import COEFFICIENTS, Backend, matrix, same
 from test_torch_bank import BACKENDS as BANK_BACKENDS
-from test_torch_bank import Interrupts, reachable, use_backend
+from test_torch_bank import reachable, use_backend
 from test_torch_kernels import BACKENDS, FUSED, STRIDES
 from torch import Tensor, nn
 from torch_models import DEVICES, TORCH, assert_same, chunks_of_rows, random_bits, raw, tensor_of
@@ -843,35 +843,7 @@ def test_interrupts_at_random_times(tmp_path: Path) -> None:
     for wanted in combinations:
         bank.activate(wanted)
         known[tuple(wanted.items())] = bits(model)
-    armed, interrupted, rng = False, 0, random.Random(1)
-
-    def interrupt(*_: object) -> None:
-        if armed:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for turn in range(60):
-            bank.activate(combinations[turn % 2])
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, max(1e-5, rng.random() * 0.02))
-                bank.activate(combinations[1 - turn % 2])
-                armed = False
-            except (KeyboardInterrupt, RuntimeError) as error:
-                armed = False
-                # An interrupt inside of Condition.wait comes out of CPython 3.11 as "cannot release un-acquired lock".
-                assert isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-                interrupted += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            assert bits(model) == known[tuple(bank.current.items())], turn
-            bank.deactivate()
-            assert bits(model) == known[()], turn
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 5
+    assert interrupted_at_random(bank, model, combinations, known, turns=60, seconds=0.02) > 5
 
 
 # ------------------------------------------------------------------------------------------------------- mixed batches

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from bank_interrupts import Interrupts
 from bank_models import bits, bits_of, pack
 from bank_models import tuned as tuned_tensors
 from numpy.typing import NDArray
@@ -642,39 +642,13 @@ def test_a_base_that_cannot_be_made_again_is_told_beside_the_error(case: Case) -
     )
 
 
-class Interrupts:
-    """KeyboardInterrupt at the line of number `at` that begins in auto.py."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.lines, self.place = at, 0, ""
-
-    def __enter__(self) -> Interrupts:
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _call(self, frame: Any, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.replace("\\", "/").endswith("torch/auto.py") else None
-
-    def _line(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "line":
-            number, self.lines = self.lines, self.lines + 1
-            if number == self.at:
-                self.place = f"{frame.f_lineno} {frame.f_code.co_name}"
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._line
-
-
 @pytest.mark.parametrize("mode", ["mean", "sample"])
 def test_an_interrupt_at_any_line_leaves_the_base(case: Case, mode: str) -> None:
     auto, model, bank = case.auto(mode)
     x = case.batch(["law", "code"])
     fine = auto(x)
     for number in itertools.count():
-        with Interrupts(number) as interrupts, contextlib.suppress(KeyboardInterrupt):
+        with Interrupts(number, ("torch/auto.py",)) as interrupts, contextlib.suppress(KeyboardInterrupt):
             auto(x)
         if not interrupts.place:
             break
