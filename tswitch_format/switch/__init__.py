@@ -14,6 +14,7 @@ merge.py        all tasks of a file in one model: sum, TIES, consensus
 options.py      what `pack` can be told, checked
 pairing.py      base and expert by name: which tensors become switches, which are dense, which do not fit
 task_vector.py  expert - base in blocks, never whole
+scores.py       whose scores are whose, where a checkpoint of external scores selects
 select.py       which elements stay: thresholds, exact, in streamed passes
 knob.py         how they are scaled: knob, row and column factors
 encode.py       one tensor -> encoded entry

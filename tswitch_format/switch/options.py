@@ -106,9 +106,8 @@ class PackOptions:
             profile,
         )
 
-    def recipe(self, density: float | None, score: str | None) -> dict[str, str]:
-        """What the file records (spec section 12). `density`: as asked for, or as found for a target size; `score`: provenance
-        of external scores."""
+    def recipe(self, density: float | None) -> dict[str, str]:
+        """What the file records (spec section 12), but for scores. `density`: as asked for, or as found for a target size."""
         found: dict[str, str] = {"select": self.select, "knob": self.knob, "knob_per": self.knob_per}
         if self.knob_per != "tensor":
             found["knob_dtype"] = self.knob_dtype.name.lower()
@@ -117,8 +116,6 @@ class PackOptions:
                 found[name] = repr(float(value))
         if self.paper:
             found["preset"] = "paper"
-        if score is not None:
-            found["score"] = score
         return found
 
 

@@ -28,10 +28,11 @@ from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, OutputError
 from tswitch_format.switch import knob
-from tswitch_format.switch.base import base_digests, stored_name
+from tswitch_format.switch.base import base_digests
 from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
 from tswitch_format.switch.options import Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
+from tswitch_format.switch.scores import Scores
 from tswitch_format.switch.select import RadixSelect, Rule, select_tensor
 from tswitch_format.switch.task_vector import Statistics, TaskVector
 
@@ -91,9 +92,11 @@ def pack(
     How much stays: `density` (share of all elements, default 0.02), `discard` (share of the non-zero differences that goes)
     or `target_size` (file size in % of fp32, met within 2 % from below; packs several times).
     What stays: `select` "tensor" (default), "tensor-signed" or "global"; by magnitude or by the scores in the checkpoint
-    `score`. How it is scaled: `knob`, `knob_per`, `knob_dtype` (design section 7). `preset="paper"`: the T-Switch authors'
-    rule exactly. `dense`: patterns of names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not
-    pair. `nonfinite="dense"`: store tensors with NaN or infinity whole. `progress` gets bytes done and in all.
+    `score`: the highest stay, what has the score 0 never does, and a tensor without scores is selected by magnitude, by
+    itself also where `select` is "global" (`tswitch_format.torch.importance` makes scores). How it is scaled: `knob`,
+    `knob_per`, `knob_dtype` (design section 7). `preset="paper"`: the T-Switch authors' rule exactly. `dense`: patterns of
+    names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not pair. `nonfinite="dense"`: store
+    tensors with NaN or infinity whole. `progress` gets bytes done and in all.
 
     Raises OptionError, CheckpointError (NonFiniteError), OutputError; then nothing is written.
     """
@@ -123,7 +126,8 @@ def pack(
         scores = readers[2] if score is not None else None
         check_output(path, (file for reader in readers for file in reader.paths))
         pairing = pair_checkpoints(readers[0], readers[1], options)
-        job = _Job(readers[0], readers[1], scores, pairing, options, count, progress)
+        matched = None if scores is None else Scores.match(scores, readers[0], readers[1], pairing)
+        job = _Job(readers[0], readers[1], matched, pairing, options, count, progress)
         header = Index(
             TensorList.build(pairing.base),
             profile=options.profile,
@@ -143,7 +147,7 @@ class _Job:
         self,
         base: CheckpointReader,
         tuned: CheckpointReader,
-        score: CheckpointReader | None,
+        scores: Scores | None,
         pairing: Pairing,
         options: PackOptions,
         threads: int,
@@ -151,24 +155,11 @@ class _Job:
     ) -> None:
         self.base = base
         self.tuned = tuned
-        self.score = score
+        self.scores = scores
         self.pairing = pairing
         self.options = options
         self.threads = threads
         self.progress = progress
-        self._check_score()
-
-    def _check_score(self) -> None:
-        if self.score is None:
-            return
-        for pair in self.pairing.pairs:
-            if pair.kind is lay.Kind.TERNARY and pair.base is not None:
-                found = self.score.specs.get(stored_name(self.score, pair.name) or "")
-                if found is None or found.shape != pair.base.shape or not found.dtype.is_float:
-                    raise CheckpointError(
-                        f"{self.score.location}: scores of {pair.name!r}: expected a float tensor {list(pair.base.shape)}, "
-                        f"found {found or 'none'}; give scores for every float tensor"
-                    )
 
     def alias_numbers(self) -> dict[str, int]:
         """Aliases as the index keeps them."""
@@ -233,7 +224,7 @@ class _Job:
         with ContainerWriter(path, header) as writer:
             writer.begin_task(
                 task,
-                recipe=self.options.recipe(amount.density, Path(self.score.location).name if self.score else None),
+                recipe=self.options.recipe(amount.density) | (self.scores.recipe() if self.scores else {}),
                 checkpoint=dict(self.tuned.metadata),
                 metadata={},
             )
@@ -286,14 +277,24 @@ class _Job:
         return int(spec.elements * bits / 8)
 
     def _vector(self, pair: Pair) -> TaskVector:
-        return TaskVector(pair, self.base, self.tuned, self.score, rounded=self.options.paper)
+        scores = self.scores.of(pair.name) if self.scores else None
+        return TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper)
+
+    def _compared(self, pair: Pair) -> bool:
+        """Whether its keys may be compared with other tensors': not magnitudes with scores."""
+        return self.scores is None or self.scores.of(pair.name) is not None
 
     def _global_threshold(self, amount: Amount, skipped: set[str]) -> float:
-        """The key that exactly the quota of all switches' elements reach, in streamed passes.
+        """The key that exactly the quota of all switches' elements reach, in streamed passes; where there are scores, of
+        those that have some.
 
         Names of tensors that are not finite go to `skipped` where they are to be stored dense.
         """
-        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and pair.base is not None]
+        pairs = [
+            pair
+            for pair in self.pairing.pairs
+            if pair.kind is lay.Kind.TERNARY and pair.base is not None and self._compared(pair)
+        ]
         chosen = RadixSelect(wide=any(pair.base is not None and pair.base.dtype is F64 for pair in pairs))
         quota = 0
 
@@ -357,7 +358,7 @@ class _Job:
         vector = self._vector(pair)
         shaped = len(pair.base.shape) > 1 and options.knob_per != "tensor"
         wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
-        if threshold is None:
+        if threshold is None or not self._compared(pair):
             found = select_tensor(vector, rule, **wanted)
         else:
             found = vector.scan(threshold, **wanted, counts=False)

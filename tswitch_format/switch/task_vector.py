@@ -113,7 +113,8 @@ class Statistics:
 class TaskVector:
     """The task vector of one ternary pair, read in blocks.
 
-    `score`: a checkpoint of external scores or None; keys are then its values where the task vector is not zero.
+    `score`: a checkpoint of external scores and their name there, or None; keys are then its values where the task vector is
+    not zero.
     `rounded`: whether differences are rounded to the tensors' common type, as the authors' code does.
     """
 
@@ -122,7 +123,7 @@ class TaskVector:
         pair: Pair,
         base: CheckpointReader,
         tuned: CheckpointReader,
-        score: CheckpointReader | None = None,
+        score: tuple[CheckpointReader, str] | None = None,
         *,
         rounded: bool = False,
     ) -> None:
@@ -177,11 +178,10 @@ class TaskVector:
         """Magnitudes, after a check that they are finite, or external scores in their place. Raises NonFiniteError."""
         magnitudes = np.abs(tau, out=scratch.before[: tau.size])
         self._check_finite(magnitudes, start)
-        return magnitudes if self._score is None else self._score_keys(self._score, start, tau)
+        return magnitudes if self._score is None else self._score_keys(*self._score, start, tau)
 
-    def _score_keys(self, score: CheckpointReader, start: int, tau: Floats) -> Floats:
+    def _score_keys(self, score: CheckpointReader, stored: str, start: int, tau: Floats) -> Floats:
         """External scores: zero where nothing differs."""
-        stored = score.aliases.get(self.name, self.name)
         dtype = score.specs[stored].dtype
         raw = np.empty(dtype.nbytes(tau.size), np.uint8)
         score.read_into(stored, dtype.nbytes(start), raw)
@@ -245,7 +245,7 @@ class TaskVector:
             squares = self._add_squares(found, scratch, tau, start, row, column, (block_rows, block_columns))
             if squares is None:
                 continue
-            keys = None if self._score is None else self._score_keys(self._score, start, tau)
+            keys = None if self._score is None else self._score_keys(*self._score, start, tau)
             if counts:
                 self._count(found, tau, keys)
             places = _places(self._candidates(floor, tau, squares, keys, scratch.flags[: tau.size]), scratch)

@@ -8,11 +8,13 @@
     SwitchLinear  one linear layer of such a batch
     Router        which tasks a sample needs, by its nearest stored samples, on a device
     AutoSwitch    a model that takes for each batch the experts that a router finds
+    importance    scores of what fine-tuning changed, by a loss: an Importance, for `pack(..., score=...)`
 
 The modules, imports pointing down only:
 
     auto                     router and bank and model in one call
     bank, apply, router      what users call
+    scoring                  importance scores of what fine-tuning changed
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices
@@ -40,9 +42,11 @@ if TYPE_CHECKING:
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
     from tswitch_format.torch.router import Router
+    from tswitch_format.torch.scoring import Importance, importance
 
 __all__ = [
     "AutoSwitch",
+    "Importance",
     "MemoryReport",
     "Router",
     "SwitchBank",
@@ -50,12 +54,14 @@ __all__ = [
     "SwitchTensors",
     "TorchSwitch",
     "apply_",
+    "importance",
     "open",
 ]
 
 # Where the names are. Imported when they are asked for: every use of a checkpoint looks into this package, also without torch.
 _HOMES = {
     "AutoSwitch": ("auto", "AutoSwitch"),
+    "Importance": ("scoring", "Importance"),
     "MemoryReport": ("bank", "MemoryReport"),
     "Router": ("router", "Router"),
     "SwitchBank": ("bank", "SwitchBank"),
@@ -63,6 +69,7 @@ _HOMES = {
     "SwitchTensors": ("load", "SwitchTensors"),
     "TorchSwitch": ("load", "TorchSwitch"),
     "apply_": ("apply", "apply_"),
+    "importance": ("scoring", "importance"),
     "open": ("load", "SwitchTensors"),
 }
 

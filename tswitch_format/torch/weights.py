@@ -70,6 +70,11 @@ class ModelWeights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def views(self, name: str) -> list[Tensor]:
+        """The objects that the model has under all names of one tensor, each once: those of tied weights may differ."""
+        found = (self._tensors[name], *(tensor for _, tensor in self._tied.get(name, ())))
+        return list({id(tensor): tensor for tensor in found}.values())
+
     @property
     def cuda_devices(self) -> set[torch.device]:
         """CUDA devices that have some of the tensors."""
