@@ -118,8 +118,10 @@ class Options:
         }
 
 
-def slow_masks(base: Model, expert: Model, options: Options) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
-    """Task vectors and masks of all tensors that can be switches."""
+def slow_masks(
+    base: Model, expert: Model, options: Options, scores: Model
+) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
+    """Task vectors and masks of all tensors that can be switches; of those with scores, by these."""
     amount = {"density": options.density, "discard": options.discard}
     if options.paper:
         assert options.discard is not None
@@ -127,10 +129,17 @@ def slow_masks(base: Model, expert: Model, options: Options) -> tuple[dict[str, 
         taus = {name: slow.paper_task_vector(base[name], expert[name]) for name in names}
         return taus, {name: slow.select_paper(tau, options.discard) for name, tau in taus.items()}
     taus = {name: slow.task_vector(base[name], expert[name]) for name in base}
+    # The rules take magnitudes and signs: those of tau, or the scores with the signs of tau.
+    keys = dict(taus)
+    for name, tensor in scores.items():
+        pairs = zip(slow.values(tensor), taus[name], strict=True)
+        keys[name] = [math.copysign(score, tau) if tau else 0.0 for score, tau in pairs]
+    masks = {}
     if options.select == "global":
-        return taus, slow.select_global(taus, **amount)
-    rule = {"tensor": slow.select_tensor, "tensor-signed": slow.select_signed}[options.select]
-    return taus, {name: rule(tau, **amount) for name, tau in taus.items()}
+        compared = {name: found for name, found in keys.items() if name in scores or not scores}
+        masks = slow.select_global(compared, **amount)
+    rule = slow.select_signed if options.select == "tensor-signed" else slow.select_tensor
+    return taus, masks | {name: rule(found, **amount) for name, found in keys.items() if name not in masks}
 
 
 def ulps_apart(a: float, b: float) -> int:
@@ -216,13 +225,14 @@ def check_views(switch: tsw.Switch, base: Tensor, entry: Entry) -> None:
     assert switch.apply(array, 0).tobytes() == base.data
 
 
-def check_model(base: Model, expert: Model, options: Options, folder: Path) -> None:
+def check_model(base: Model, expert: Model, options: Options, folder: Path, scores: Model | None = None) -> None:
     """Pack, look at everything, restore with several coefficients, and compare with the slow reference."""
     base_file = write_model(folder / "base.safetensors", base)
     expert_file = write_model(folder / "expert.safetensors", expert)
     path = folder / "x.tsw"
-    result = tsw.pack(base_file, expert_file, path, threads=1, **options.arguments())
-    taus, masks = slow_masks(base, expert, options)
+    score_file = write_model(folder / "scores.safetensors", scores) if scores else None
+    result = tsw.pack(base_file, expert_file, path, threads=1, score=score_file, **options.arguments())
+    taus, masks = slow_masks(base, expert, options, scores or {})
     entries: dict[str, Entry] = {}
     with tsw.open(path, verify="full") as file:
         for name in base:
@@ -299,6 +309,22 @@ def test_every_amount(tmp_path: Path, select: str, amount: str) -> None:
     name, value = amount.split()
     base, expert = mixed_model(5)
     check_model(base, expert, Options(select, **{name: value}), tmp_path)
+
+
+@pytest.mark.parametrize(("knob", "per"), KNOBS)
+@pytest.mark.parametrize("select", ["tensor", "tensor-signed", "global"])
+@pytest.mark.parametrize("amount", ["density 0.2", "discard 0.35"])
+def test_external_scores(tmp_path: Path, select: str, knob: str, per: str, amount: str) -> None:
+    """Ties, zeros, numbers of any size; a quarter of the tensors has no scores. Knobs are fitted to what the scores chose."""
+    base, expert = mixed_model(11 + KNOBS.index((knob, per)))
+    rng = random.Random(amount + select)
+    scores = {}
+    for number, (name, tensor) in enumerate(base.items()):
+        draw = rng.choice([lambda: rng.randint(0, 6) / 8, lambda: rng.choice([0.0, 2.0 ** rng.uniform(-140, 100)])])
+        if number % 4:
+            scores[name] = slow.from_values([draw() for _ in slow.elements(tensor)], "F32", tensor.shape)
+    kind, value = amount.split()
+    check_model(base, expert, Options(select, knob, per, **{kind: value}), tmp_path, scores)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,6 +12,7 @@ import pytest
 from switch_models import Arrays, files_in, model, save, tuned
 
 import tswitch_format as tsw
+from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.switch import select as selection
 from tswitch_format.switch.task_vector import BLOCK
 
@@ -198,6 +199,49 @@ def test_the_recipe_says_where_scores_are_from(tmp_path: Path) -> None:
     tsw.pack(base, expert, tmp_path / "x.tsw", score=path)
     with tsw.open(tmp_path / "x.tsw") as file:
         assert file.recipe()["score"] == path.name
+
+
+def test_the_recipe_says_what_scores_are_as_their_file_says(tmp_path: Path) -> None:
+    base, expert, score = scored()
+    with borrow_checkpoint(score) as reader:
+        reader.metadata = {"score_method": "by hand", "note": "no"}  # type: ignore[misc]
+        tsw.pack(base, expert, tmp_path / "x.tsw", score=reader)
+    tsw.pack(base, expert, tmp_path / "y.tsw", score=score)
+    tsw.pack(base, expert, tmp_path / "z.tsw")
+    with tsw.open(tmp_path / "x.tsw") as x, tsw.open(tmp_path / "y.tsw") as y, tsw.open(tmp_path / "z.tsw") as z:
+        assert x.recipe() == {**z.recipe(), "score": "the mapping of arrays", "score_method": "by hand"}
+        assert y.recipe() == {**z.recipe(), "score": "the mapping of arrays"}
+
+
+@pytest.mark.parametrize("select", ["tensor", "tensor-signed", "global"])
+def test_a_tensor_without_scores_is_selected_by_magnitude_alone(tmp_path: Path, select: str) -> None:
+    base, expert, score = scored()
+    base["buffer"] = np.zeros(20, np.float32)
+    expert["buffer"] = np.arange(20, dtype=np.float32) * 1000  # far above all scores
+    result = tsw.pack(base, expert, tmp_path / "x.tsw", score=score, density=0.1, select=select)
+    found = masks(tmp_path / "x.tsw")
+    assert np.flatnonzero(found["w"]).tolist() == list(range(1, 11))
+    assert np.flatnonzero(found["buffer"]).tolist() == [18, 19]
+    assert result.density == pytest.approx(0.1)
+
+
+def test_scores_of_tensors_that_are_no_switches_do_no_harm(tmp_path: Path) -> None:
+    base, expert, score = scored()
+    more: Arrays = {"ids": np.arange(3), "head": np.ones(3, np.float32)}
+    score["head"], score["ids"] = np.ones(4), np.ones(3)
+    tsw.pack({**base, **more}, {**expert, **more}, tmp_path / "x.tsw", score=score, dense=["head"], density=0.05)
+    assert np.flatnonzero(masks(tmp_path / "x.tsw")["w"]).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_scores_of_no_tensor_are_refused_with_near_names(tmp_path: Path) -> None:
+    base, expert, score = scored()
+    base, expert = {"layer.weight": base["w"]}, {"layer.weight": expert["w"]}
+    message = r"scores of 'layers.weight': expected a tensor of that name in the base or the expert, found none \(near: 'layer"
+    with pytest.raises(tsw.CheckpointError, match=message):
+        tsw.pack(
+            base, expert, tmp_path / "x.tsw", score={"layer.weight": score["w"], "layers.weight": score["w"].copy()}
+        )
+    assert not files_in(tmp_path)
 
 
 @pytest.mark.parametrize(

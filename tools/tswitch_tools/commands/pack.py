@@ -56,7 +56,12 @@ def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     help="How factors are stored.",
 )
 @click.option("--preset", type=click.Choice(["paper"]), help="'paper': the T-Switch authors' own rule.")
-@click.option("--score", type=options.PATH, metavar="FILE", help="Choose elements by these scores, not by magnitude.")
+@click.option(
+    "--score",
+    type=options.PATH,
+    metavar="FILE",
+    help="Choose elements by these scores, not by magnitude; of a tensor without scores still by magnitude.",
+)
 @click.option("--dense", multiple=True, metavar="PATTERN", help="Store such tensors whole, e.g. 'head.*'. Repeatable.")
 @click.option(
     "--on-mismatch",
