@@ -196,6 +196,7 @@ def test_the_public_names_of_the_torch_floor_are_these() -> None:
     pytest.importorskip("torch")
     names = [
         "AutoSwitch",
+        "CalibrationResult",
         "MemoryReport",
         "Router",
         "SwitchBank",
@@ -203,6 +204,7 @@ def test_the_public_names_of_the_torch_floor_are_these() -> None:
         "SwitchTensors",
         "TorchSwitch",
         "apply_",
+        "calibrate",
         "open",
     ]
     assert list(torch_floor.__all__) == names

@@ -1,6 +1,6 @@
 """Floor 4: switches as torch tensors, on CPU and CUDA. The only folder of the library that imports torch.
 
-    from tswitch_format.torch import AutoSwitch, Router, SwitchBank, apply_, open
+    from tswitch_format.torch import AutoSwitch, Router, SwitchBank, apply_, calibrate, open
 
     open          lazy switches of a file: delta, mask, apply_, slices and shards on a device
     apply_        a task into a model or a state dict, in place, for good
@@ -8,11 +8,13 @@
     SwitchLinear  one linear layer of such a batch
     Router        which tasks a sample needs, by its nearest stored samples, on a device
     AutoSwitch    a model that takes for each batch the experts that a router finds
+    calibrate     knobs and factors of a task, refined on samples; masks and signs stay
 
 The modules, imports pointing down only:
 
     auto                     router and bank and model in one call
-    bank, apply, router      what users call
+    bank, apply, router, calibration    what users call
+    refining, held           knobs that learn; a model that is given back as it was
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tswitch_format.torch.apply import apply_
     from tswitch_format.torch.auto import AutoSwitch
     from tswitch_format.torch.bank import MemoryReport, SwitchBank
+    from tswitch_format.torch.calibration import CalibrationResult, calibrate
     from tswitch_format.torch.load import SwitchTensors, TorchSwitch
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoSwitch",
+    "CalibrationResult",
     "MemoryReport",
     "Router",
     "SwitchBank",
@@ -50,12 +54,14 @@ __all__ = [
     "SwitchTensors",
     "TorchSwitch",
     "apply_",
+    "calibrate",
     "open",
 ]
 
 # Where the names are. Imported when they are asked for: every use of a checkpoint looks into this package, also without torch.
 _HOMES = {
     "AutoSwitch": ("auto", "AutoSwitch"),
+    "CalibrationResult": ("calibration", "CalibrationResult"),
     "MemoryReport": ("bank", "MemoryReport"),
     "Router": ("router", "Router"),
     "SwitchBank": ("bank", "SwitchBank"),
@@ -63,6 +69,7 @@ _HOMES = {
     "SwitchTensors": ("load", "SwitchTensors"),
     "TorchSwitch": ("load", "TorchSwitch"),
     "apply_": ("apply", "apply_"),
+    "calibrate": ("calibration", "calibrate"),
     "open": ("load", "SwitchTensors"),
 }
 
