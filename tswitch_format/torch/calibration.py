@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -216,10 +217,13 @@ class _Calibration:
                     name: refined_weight(self._held.weights[name], switch, self._refined[switch.name])
                     for name, switch in self._learning.items()
                 }
-                with self._held.swapped(weights):
+                try:
+                    self._held.swap(weights)
                     loss = loss_fn(self._held.module, batch)
                     _check_loss(loss, done)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]  # while they are there: checkpointing runs parts again
+                finally:
+                    self._held.swap_back()
             optimizer.step()
             schedule.step()
             for refined in self._refined.values():
@@ -323,7 +327,10 @@ def _check_loss(loss: Any, step: int) -> None:
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A new folder on the file system of `path`, taken away afterwards with what is in it."""
-    with output_errors(path):
-        folder = tempfile.TemporaryDirectory(prefix=".calibrate.", suffix=".tmp", dir=path.parent)
-    with folder as name:
-        yield Path(name)
+    folder = path.parent / f".calibrate.{secrets.token_hex(6)}.tmp"
+    try:
+        with output_errors(path):
+            folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -5,8 +5,7 @@ HeldModel    weights, experts applied and undone, weights swapped for others, mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -75,21 +74,19 @@ class HeldModel:
             for _, _, buffer, kept in self._buffers:
                 raw(buffer).copy_(raw(kept))
 
-    @contextmanager
-    def swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other tensors in the place of parameters, wherever the model has these; tied ones too. By names in `self.weights`.
-
-        Gradients are computed inside as well, for checkpointing runs parts of the model again then.
-        """
+    def swap(self, weights: Mapping[str, Tensor]) -> None:
+        """Put other tensors in the place of parameters, wherever the model has these, tied ones too. By names in
+        `self.weights`."""
         others = {_memory(self.weights[name]): tensor for name, tensor in weights.items()}
-        try:
-            for store, attribute, parameter in self._places:
-                other = others.get(_memory(parameter))
-                if other is not None:
-                    store[attribute] = other  # type: ignore[assignment]  # as torch.func.functional_call does
-            yield
-        finally:
-            self._put_back()
+        for store, attribute, parameter in self._places:
+            other = others.get(_memory(parameter))
+            if other is not None:
+                store[attribute] = other  # type: ignore[assignment]  # as torch.func.functional_call does
+
+    def swap_back(self) -> None:
+        """Put the model's own parameters where they were."""
+        for store, attribute, parameter in self._places:
+            store[attribute] = parameter
 
     def restore(self) -> None:
         """Give the model back: weights, buffers, modes, which parameters require grad."""
@@ -100,16 +97,12 @@ class HeldModel:
             raise
 
     def _restore(self) -> None:
-        self._put_back()
+        self.swap_back()
         self.undo()
         for parameter in self._needing:
             parameter.requires_grad_(True)
         for module, mode in self._modes:
             module.training = mode
-
-    def _put_back(self) -> None:
-        for store, attribute, parameter in self._places:
-            store[attribute] = parameter
 
 
 def _memory(tensor: Tensor) -> _Memory:
