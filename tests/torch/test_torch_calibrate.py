@@ -44,6 +44,15 @@ pytestmark = pytest.mark.filterwarnings("error")
 FLOATS = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def case(tmp_path: Path, device: str) -> Case:
     return Case(tmp_path, device=device)

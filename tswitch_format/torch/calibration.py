@@ -93,9 +93,10 @@ def calibrate(
     those of buffers, and dense ones, are applied as they are. `check_base`: as for `apply_`. `progress` gets steps done and in
     all.
 
-    When it returns or raises, the model is what it was to the bit, gradients asked for and modes too. Memory on the model's
-    devices: the packed task; for a step a copy of each weight that learns and its gradient; an i8 for each element of
-    the largest of them; the original values of touched elements. Planes are never whole otherwise.
+    When it returns or raises, the model is what it was to the bit, gradients asked for and modes too. (A SwitchBank that was
+    made before takes its weights for changed.) Memory on the model's devices: the packed task; for a step a copy of each
+    weight that learns, and its gradient; an i8 for each element of the largest of them, since planes stay packed otherwise;
+    the original values of touched elements; a copy of all buffers.
 
     Raises BaseMismatchError, UnknownNameError, OptionError (also for a loss or a validation that is not finite, and for masked
     entries), CheckpointError, FormatError or OutputError; then nothing is written.
