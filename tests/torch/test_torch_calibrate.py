@@ -491,6 +491,29 @@ def test_each_validation_sees_the_buffers_of_the_base(case: Case) -> None:
     assert seen == {raw(case.model.norm.running_mean)}  # type: ignore[arg-type]
 
 
+def test_the_model_comes_back_from_two_interrupts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second while it is given back."""
+    model = unusual_model(case)
+    before = state(model)
+    real, numbers = held.HeldModel.undo, itertools.count(1)
+
+    def interrupts(self: held.HeldModel) -> None:
+        if fails and next(numbers) == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    def fail(done: int, total: int) -> None:
+        fails.append(True)
+        raise KeyboardInterrupt
+
+    fails: list[bool] = []
+    monkeypatch.setattr(held.HeldModel, "undo", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        case.run(progress=fail, loss_fn=restless)
+    assert next(numbers) == 3
+    assert state(model) == before
+
+
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("where", ["loss_fn", "validate", "progress"])
 @pytest.mark.parametrize("number", [1, 3, 5])
@@ -512,14 +535,15 @@ def test_the_model_comes_back_from_errors(case: Case, where: str, number: int, e
 
 
 def test_an_interrupt_at_any_line(tmp_path: Path) -> None:
-    """Of those modules of floor 4 that change the model: every 31st of them."""
+    """Of those modules of floor 4 that change the model: every 61st of them, and all of the last ones, which give it back."""
     case = Case(tmp_path, dense=["second.bias"])
     model = unusual_model(case)
     before = state(model)
     watched = {Path(module.__file__ or "").name for module in (held, refining)} | {"calibration.py", "activation.py"}
     folder = str(Path(tsw_torch.__file__).parent)
 
-    def interrupted(at: int) -> bool:
+    def interrupted(at: int) -> int | None:
+        """How many lines there were, if it came to its end."""
         lines = 0
 
         def trace(frame: Any, event: str, _: Any) -> Any:
@@ -539,18 +563,21 @@ def test_an_interrupt_at_any_line(tmp_path: Path) -> None:
         try:
             case.run(steps=2, checks=2, loss_fn=restless)
         except KeyboardInterrupt:
-            return True
+            return None
         finally:
             sys.settrace(usual)
-        return False
+        return lines
 
-    number = 1
-    while interrupted(number):
-        assert state(model) == before, f"line {number}"
-        number += 31
-    assert number > 1500
-    assert state(model) == before
-    assert {path.name for path in tmp_path.iterdir()} == {"math.tsw", "calibrated.tsw"}
+    total = [interrupted(0), interrupted(0)][1]
+    assert total is not None and total > 1500
+    for number in (*range(1, total, 61), *range(total - 60, total + 1)):
+        assert interrupted(number) is None
+        assert state(model) == before, f"line {number} of {total}"
+        shown = {
+            path.name for path in tmp_path.iterdir() if not path.name.startswith(".")
+        }  # as a kill may leave others
+        assert shown == {"math.tsw", "calibrated.tsw"}
+        assert tsw.validate(case.out).ok
 
 
 def test_gradients_need_not_be_on(case: Case) -> None:

@@ -104,15 +104,18 @@ def calibrate(
     path, out = Path(path), Path(out)
     check_output(out, [path])
     _check(loss_fn, batches, validate, steps, learning_rate, checks)
-    with AtomicFile(out):  # what cannot be written to is found out now, not when all the work is done
-        held = HeldModel(model)
+    AtomicFile(out).abort()  # what cannot be written to is found out now, not when all the work is done
+    held = HeldModel(model)
     try:
         held.hold()
         with torch.inference_mode(False):
             calibration = _Calibration(held, path, out, task, validate, check_base)
-            return calibration.run(loss_fn, batches, steps, float(learning_rate), checks, progress)
-    finally:
+            found = calibration.run(loss_fn, batches, steps, float(learning_rate), checks, progress)
+        held.restore()  # in here: an interrupt may come meanwhile
+    except BaseException:
         held.restore()
+        raise
+    return found
 
 
 def _check(loss_fn: Any, batches: Any, validate: Any, steps: Any, learning_rate: Any, checks: Any) -> None:
