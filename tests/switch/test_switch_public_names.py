@@ -196,6 +196,7 @@ def test_the_public_names_of_the_torch_floor_are_these() -> None:
     pytest.importorskip("torch")
     names = [
         "AutoSwitch",
+        "CalibrationResult",
         "Importance",
         "MemoryReport",
         "Router",
@@ -204,6 +205,7 @@ def test_the_public_names_of_the_torch_floor_are_these() -> None:
         "SwitchTensors",
         "TorchSwitch",
         "apply_",
+        "calibrate",
         "importance",
         "open",
     ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import tswitch_format as tsw
+from tswitch_format.switch.recalibrate import calibrated_recipe, with_knobs
 from tswitch_tools.cli import tsw as command
 from tswitch_tools.text import count, printable, rounded, size
 
@@ -314,6 +315,19 @@ def test_info_lists_tensors(run: Run, pack: Callable[..., Path]) -> None:
     )
     assert (dense["kind"], dense["dtype"], dense["density"], dense["knob"]) == ("dense", "F16", None, None)
     assert set(dense["codecs"]) <= {"raw", "zstd"}
+
+
+def test_info_names_knobs_that_were_calibrated(run: Run, pack: Callable[..., Path], tmp_path: Path) -> None:
+    path = pack("math")
+    with tsw.open(path) as file:
+        recipe = calibrated_recipe(file.recipe(), "4 batches, validation 0.5 -> 0.75")
+    with_knobs(path, tmp_path / "out.tsw", "math", {}, recipe)
+    (task,) = json.loads(run("info", tmp_path / "out.tsw", "--json").stdout)["tasks"]
+    assert set(task) == TASK_KEYS
+    assert (task["select"], task["knob"]) == ("tensor", "calibrated")
+    assert task["recipe"] == recipe
+    assert task["recipe"]["calibrated_from"] == "projection"
+    assert "tensor calibrated row-col u8" in run("info", tmp_path / "out.tsw").stdout
 
 
 def test_info_shares_the_rest_of_a_bundle(run: Run, pack: Callable[..., Path], tmp_path: Path) -> None:

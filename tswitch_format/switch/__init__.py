@@ -8,6 +8,7 @@ restore.py      base + file -> checkpoint
 validate.py     a file against the specification and its base
 overlap.py      the masks of several tasks compared: elements by the number of tasks, pairs of tasks
 transfer.py     entries from file to file: bundle, extract, repack
+recalibrate.py  other knobs and factors for a task, all else copied
 routing.py      Router: which tasks a sample needs; a file with samples of its tasks
 merge.py        all tasks of a file in one model: sum, TIES, consensus
 

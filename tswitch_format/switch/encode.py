@@ -40,7 +40,7 @@ def encode_ternary(
     for role, codes in ((lay.Role.ROW_FACTORS, rows), (lay.Role.COLUMN_FACTORS, columns)):
         if codes is not None:
             digest.update(np.ascontiguousarray(codes))
-            factors.extend(_array_segments(role, codes, mapped=mapped))
+            factors.extend(array_segments(role, codes, mapped=mapped))
     masks: list[EncodedSegment] = []
     signs: list[EncodedSegment] = []
     active = 0
@@ -142,7 +142,8 @@ def _segment(role: lay.Role, encoded: plane.EncodedPlane) -> EncodedSegment:
     return EncodedSegment.make(role, encoded.codec, encoded.parameter, encoded.count, encoded.data)
 
 
-def _array_segments(role: lay.Role, codes: Codes, *, mapped: bool) -> Iterable[EncodedSegment]:
+def array_segments(role: lay.Role, codes: Codes, *, mapped: bool) -> Iterable[EncodedSegment]:
+    """Encode factors, as stored codes."""
     for start in range(0, codes.size, lay.CHUNK):
         part = np.ascontiguousarray(codes[start : start + lay.CHUNK])
         codec, encoded = array.encode(part.view(np.uint8), mapped=mapped)

@@ -53,14 +53,14 @@ def fit(
     whole = _rule(knob, found.squares, sums.squares, sums.magnitudes, sums.count)
     by_row = sums.by_row()
     row_rule = _rules(knob, _required(found.row_squares), by_row.squares, by_row.magnitudes, by_row.counts)
-    rows = _store(row_rule / whole if whole else row_rule, dtype)
+    rows = to_codes(np.minimum(row_rule / whole if whole else row_rule, _CAP), dtype)
     row_values = factor_values(rows).astype(np.float64)
     columns = None
     column_values = None
     if per == "row-col":
         weighted = whole * sums.by_column(row_values)
         exact = np.divide(_required(found.column_squares), weighted, out=np.zeros_like(weighted), where=weighted > 0)
-        columns = _store(exact, dtype)
+        columns = to_codes(np.minimum(exact, _CAP), dtype)
         column_values = factor_values(columns).astype(np.float64)
     magnitudes, squares = sums.weighted(row_values, column_values)
     anew = _anew(knob, found.squares, sums.squares, magnitudes, squares)
@@ -102,11 +102,11 @@ def _anew(knob: Knob, all_squares: float, squares: float, weighted: float, weigh
     return math.sqrt((all_squares if knob == "norm" else squares) / weights)
 
 
-def _store(factors: NDArray[np.float64], dtype: FactorDType) -> Codes:
-    capped = np.minimum(factors, _CAP)
+def to_codes(factors: NDArray[np.float64], dtype: FactorDType) -> Codes:
+    """Factors rounded to their stored type. As u8 they are from 0 to 3, and what lies beyond becomes that."""
     if dtype is FactorDType.U8:
-        return np.rint(capped * (255 / _CAP)).astype(np.uint8)
-    return capped.astype(np.float16) if dtype is FactorDType.F16 else capped.astype(np.float32)
+        return np.rint(np.clip(factors, 0, _CAP) * (255 / _CAP)).astype(np.uint8)
+    return factors.astype(np.float16) if dtype is FactorDType.F16 else factors.astype(np.float32)
 
 
 def _rounded_like(value: float, sums: _Sums, like: DType) -> np.float32:

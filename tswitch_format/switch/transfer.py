@@ -6,8 +6,8 @@ write a new file; the content id of what is kept does not change. `copy_tasks` i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,20 @@ def _other_base(first: Container, other: Container, name: str) -> BaseMismatchEr
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TaskEdit:
+    """What `copy_tasks` changes in the task of that name: its recipe, and entries. `change` gets each as it is stored and as it
+    would be copied, its segments not read yet."""
+
+    task: str
+    recipe: Mapping[str, str]
+    change: Callable[[Entry, EncodedEntry], EncodedEntry]
+
+    def encode(self, entry: Entry) -> EncodedEntry:
+        """An entry of the task for the new file."""
+        return self.change(entry, _copy(entry))
+
+
 def copy_tasks(
     out: Path,
     header: Index,
@@ -157,10 +171,12 @@ def copy_tasks(
     features: Sequence[EncodedArray] = (),
     encode: Callable[[Entry], EncodedEntry] | None = None,
     threads: int = 1,
+    edit: TaskEdit | None = None,
 ) -> None:
     """Write tasks of open files, with the vectors and the samples that belong to them, to a new file.
 
-    `router`: its keys, if not those of the files; `features`: samples that take the place of a task's.
+    `router`: its keys, if not those of the files; `features`: samples that take the place of a task's; `edit`: what
+    changes in one of the tasks.
     """
     check_output(out, (container.path for container, _ in picked))
     header = replace(header, router=router or _router_of(picked))
@@ -170,8 +186,11 @@ def copy_tasks(
         numbers = _write_shared(writer, picked, features, anew=encode is not None)
         for container, number in picked:
             task: TaskTable = container.index.tasks[number]
-            writer.begin_task(task.name, recipe=task.recipe, checkpoint=task.checkpoint, metadata=task.metadata)
-            for entry in ordered_map(encode or _copy, container.entries(number), threads):
+            own = edit if edit is not None and edit.task == task.name else None
+            recipe = own.recipe if own else task.recipe
+            writer.begin_task(task.name, recipe=recipe, checkpoint=task.checkpoint, metadata=task.metadata)
+            make = own.encode if own else encode or _copy
+            for entry in ordered_map(make, container.entries(number), threads):
                 vector = numbers[container, entry.vector] if entry.kind is lay.Kind.MASKED else 0
                 writer.add(replace(entry, vector=vector))
                 done += 1

@@ -1,6 +1,6 @@
 """Floor 4: switches as torch tensors, on CPU and CUDA. The only folder of the library that imports torch.
 
-    from tswitch_format.torch import AutoSwitch, Router, SwitchBank, apply_, open
+    from tswitch_format.torch import AutoSwitch, Router, SwitchBank, apply_, calibrate, open
 
     open          lazy switches of a file: delta, mask, apply_, slices and shards on a device
     apply_        a task into a model or a state dict, in place, for good
@@ -8,13 +8,15 @@
     SwitchLinear  one linear layer of such a batch
     Router        which tasks a sample needs, by its nearest stored samples, on a device
     AutoSwitch    a model that takes for each batch the experts that a router finds
+    calibrate     knobs and factors of a task, refined on samples; masks and signs stay
     importance    scores of what fine-tuning changed, by a loss: an Importance, for `pack(..., score=...)`
 
 The modules, imports pointing down only:
 
     auto                     router and bank and model in one call
-    bank, apply, router      what users call
+    bank, apply, router, calibration    what users call
     scoring                  importance scores of what fine-tuning changed
+    refining, held           knobs that learn; a model that is given back as it was
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tswitch_format.torch.apply import apply_
     from tswitch_format.torch.auto import AutoSwitch
     from tswitch_format.torch.bank import MemoryReport, SwitchBank
+    from tswitch_format.torch.calibration import CalibrationResult, calibrate
     from tswitch_format.torch.load import SwitchTensors, TorchSwitch
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoSwitch",
+    "CalibrationResult",
     "Importance",
     "MemoryReport",
     "Router",
@@ -54,6 +58,7 @@ __all__ = [
     "SwitchTensors",
     "TorchSwitch",
     "apply_",
+    "calibrate",
     "importance",
     "open",
 ]
@@ -61,6 +66,7 @@ __all__ = [
 # Where the names are. Imported when they are asked for: every use of a checkpoint looks into this package, also without torch.
 _HOMES = {
     "AutoSwitch": ("auto", "AutoSwitch"),
+    "CalibrationResult": ("calibration", "CalibrationResult"),
     "Importance": ("scoring", "Importance"),
     "MemoryReport": ("bank", "MemoryReport"),
     "Router": ("router", "Router"),
@@ -69,6 +75,7 @@ _HOMES = {
     "SwitchTensors": ("load", "SwitchTensors"),
     "TorchSwitch": ("load", "TorchSwitch"),
     "apply_": ("apply", "apply_"),
+    "calibrate": ("calibration", "calibrate"),
     "importance": ("scoring", "importance"),
     "open": ("load", "SwitchTensors"),
 }
