@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,16 +64,20 @@ def load(seed: int = 0) -> Digits:
     bunch = load_digits()
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16)
     digits = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
-    # Stratified without a library's own shuffling: number the images of each class in random order, then sort by how
-    # far along its class an image is. Any run of that order holds the classes in proportion.
-    rng = np.random.default_rng([seed, 0xD161])
-    along = np.empty(len(digits))
-    for digit in range(CLASSES):
-        members = np.flatnonzero(digits.numpy() == digit)
-        along[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
-    order = torch.from_numpy(np.argsort(along, kind="stable"))
+    order = stratified(digits.numpy(), seed)
     test, validation, train = torch.tensor_split(order, (TEST_IMAGES, TEST_IMAGES + VALIDATION_IMAGES))
     return Digits(*(Part(images[rows], digits[rows]) for rows in (train, validation, test)))
+
+
+def stratified(labels: np.ndarray[Any, Any], seed: int) -> Tensor:
+    """An order of which any run holds the classes in proportion: the samples of each class are numbered in random order, then
+    all are sorted by how far along their class they are."""
+    rng = np.random.default_rng([seed, 0xD161])
+    along = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        along[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return torch.from_numpy(np.argsort(along, kind="stable"))
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

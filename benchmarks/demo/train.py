@@ -31,18 +31,18 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How one model is trained."""
+    """How one model is trained: optimiser steps, and what AdamW needs."""
 
-    epochs: int
+    steps: int
     learning_rate: float
     weight_decay: float
     epsilon: float
     batch: int
 
 
-BASE = Settings(epochs=50, learning_rate=1e-3, weight_decay=0.05, epsilon=1e-8, batch=64)
+BASE = Settings(steps=900, learning_rate=1e-3, weight_decay=0.05, epsilon=1e-8, batch=64)
 # The larger epsilon leaves weights alone whose gradients are mostly noise.
-EXPERT = Settings(epochs=16, learning_rate=1e-3, weight_decay=0.0, epsilon=1e-4, batch=32)
+EXPERT = Settings(steps=592, learning_rate=1e-3, weight_decay=0.0, epsilon=1e-4, batch=32)
 
 
 def train_base(seed: int = 0, digits: Digits | None = None, tick: Tick | None = None) -> DigitTransformer:
@@ -83,7 +83,9 @@ def prepare(folder: Path, seed: int = 0, console: Console | None = None) -> list
     torch.set_num_threads(THREADS)
     try:
         digits = load()
-        with _Display(console, BASE.epochs + len(TASKS) * EXPERT.epochs) as display:
+        count = len(digits.train.digits)
+        epochs = sum(settings.steps // (count // settings.batch) for settings in (BASE, *[EXPERT] * len(TASKS)))
+        with _Display(console, epochs) as display:
             display.begin(f"base: {PLAIN.about}")
             base = train_base(seed, digits, display.tick)
             _save(base, folder / "base.safetensors")
@@ -100,7 +102,28 @@ def _train(
 ) -> None:
     """Train all parameters of `model` in place."""
     images, labels = digits.train.images, task.labels(digits.train.digits)
-    generator = torch.Generator().manual_seed(seed)
+
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        scores = model(task.images(augment(images[rows], generator)).contiguous())
+        return functional.cross_entropy(scores, labels[rows])
+
+    fit(model, loss, len(labels), settings, torch.Generator().manual_seed(seed), tick=tick)
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    samples: int,
+    settings: Settings,
+    generator: torch.Generator,
+    *,
+    mixed_precision: bool = False,
+    tick: Tick | None = None,
+) -> None:
+    """Train all parameters of `model` in place, in epochs over `samples` samples: `loss` gets the numbers of those of a batch.
+
+    `mixed_precision`: matrix products in bf16. `tick` is called after each epoch.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -109,22 +132,23 @@ def _train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    total = settings.epochs * (len(labels) // settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / settings.steps))
     model.train()
-    for _ in range(settings.epochs):
-        # A last batch that is not full is left out; the next epoch's order is another one.
-        for rows in torch.randperm(len(labels), generator=generator).split(settings.batch):
-            if len(rows) < settings.batch:
-                continue
-            scores = model(task.images(augment(images[rows], generator)).contiguous())
-            loss = functional.cross_entropy(scores, labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        if tick:
+    epoch = (
+        samples // settings.batch
+    )  # a last batch that is not full is left out; the next epoch's order is another one
+    batches: list[Tensor] = []
+    for step in range(settings.steps):
+        if not batches:
+            batches = list(torch.randperm(samples, generator=generator).split(settings.batch)[:epoch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+            found = loss(batches.pop(0), generator)
+        optimizer.zero_grad()
+        found.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if tick and (step + 1) % epoch == 0:
             tick()
 
 
