@@ -494,7 +494,7 @@ def test_more_than_one_chunk(tmp_path: Path) -> None:
     kept = slow.select_tensor(tau, density="0.003")
     for profile in ("archive", "mapped"):
         path = tmp_path / f"{profile}.tsw"
-        tsw.pack(base_file, expert_file, path, density=0.003, profile=profile)
+        tsw.pack(base_file, expert_file, path, density=0.003, profile=profile, select="tensor", knob_dtype="u8")
         with tsw.open(path) as file:
             switch = file.switch("w")
             assert switch.mask().reshape(-1).tolist() == kept

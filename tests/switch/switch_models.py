@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import tswitch_format as tsw
+
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
@@ -90,3 +92,10 @@ def same_array(a: Array, b: Array) -> bool:
 def files_in(folder: Path) -> dict[str, bytes]:
     """All files in a folder, hidden ones as well, with their bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def masks(path: Path) -> Arrays:
+    """The masks of a file's only task, by tensor."""
+    with tsw.open(path) as file:
+        found = ((name, file.switch(name)) for name in file.keys())  # noqa: SIM118 - no mapping
+        return {name: switch.mask() for name, switch in found if switch.kind == "ternary"}

@@ -9,18 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from switch_models import Arrays, files_in, model, save, tuned
+from switch_models import Arrays, files_in, masks, model, save, tuned
 
 import tswitch_format as tsw
 from tswitch_format.checkpoint import borrow_checkpoint
 from tswitch_format.switch import select as selection
 from tswitch_format.switch.task_vector import BLOCK
-
-
-def masks(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with tsw.open(path) as file:
-        found = ((name, file.switch(name)) for name in file.keys())  # noqa: SIM118 - no mapping
-        return {name: switch.mask() for name, switch in found if switch.kind == "ternary"}
 
 
 def nth_largest(keys: np.ndarray[Any, Any], quota: int) -> float:
@@ -85,7 +79,7 @@ def test_global_density_counts_unchanged_tensors_too(tmp_path: Path) -> None:
     assert masks(tmp_path / "x.tsw")["a"].sum() == 50
 
 
-@pytest.mark.parametrize("select", ["tensor", "tensor-signed", "global"])
+@pytest.mark.parametrize("select", ["spectral", "tensor", "tensor-signed", "global"])
 def test_packing_does_not_hold_the_model(tmp_path: Path, select: str) -> None:
     rng = np.random.default_rng(0)
     tensors = 16
@@ -158,7 +152,7 @@ def test_a_sample_that_misleads_does_no_harm(
 @pytest.mark.parametrize("number", [0.07, np.float64(0.07), np.float32(0.0625), 1])
 def test_density_is_the_decimal_that_was_written(tmp_path: Path, number: float) -> None:
     base, expert = {"w": np.zeros(100, np.float32)}, {"w": np.arange(1, 101, dtype=np.float32)}
-    tsw.pack(base, expert, tmp_path / "x.tsw", density=number)
+    tsw.pack(base, expert, tmp_path / "x.tsw", density=number, select="tensor")
     assert masks(tmp_path / "x.tsw")["w"].sum() == {0.07: 7, 0.0625: 7, 1.0: 100}[float(number)]
 
 
@@ -207,7 +201,7 @@ def test_the_recipe_says_what_scores_are_as_their_file_says(tmp_path: Path) -> N
         reader.metadata = {"score_method": "by hand", "note": "no"}  # type: ignore[misc]
         tsw.pack(base, expert, tmp_path / "x.tsw", score=reader)
     tsw.pack(base, expert, tmp_path / "y.tsw", score=score)
-    tsw.pack(base, expert, tmp_path / "z.tsw")
+    tsw.pack(base, expert, tmp_path / "z.tsw", select="tensor")
     with tsw.open(tmp_path / "x.tsw") as x, tsw.open(tmp_path / "y.tsw") as y, tsw.open(tmp_path / "z.tsw") as z:
         assert x.recipe() == {**z.recipe(), "score": "the mapping of arrays", "score_method": "by hand"}
         assert y.recipe() == {**z.recipe(), "score": "the mapping of arrays"}

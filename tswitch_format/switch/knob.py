@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tswitch_format._dtypes import DType, from_float, to_float
 from tswitch_format._layout import FactorDType
 from tswitch_format.switch.apply import Codes, factor_values
-from tswitch_format.switch.options import Knob, KnobPer
+from tswitch_format.switch.options import Knob, KnobDType, KnobPer
 from tswitch_format.switch.task_vector import Statistics
 
 _CAP = 3.0
@@ -40,7 +40,7 @@ class FittedKnob:
 
 
 def fit(
-    found: Statistics, shape: tuple[int, ...], knob: Knob, per: KnobPer, dtype: FactorDType, like: DType | None
+    found: Statistics, shape: tuple[int, ...], knob: Knob, per: KnobPer, dtype: KnobDType, like: DType | None
 ) -> FittedKnob:
     """Fit the knob, and the factors where `per` asks for them and the shape has at least two dimensions.
 
@@ -53,14 +53,14 @@ def fit(
     whole = _rule(knob, found.squares, sums.squares, sums.magnitudes, sums.count)
     by_row = sums.by_row()
     row_rule = _rules(knob, _required(found.row_squares), by_row.squares, by_row.magnitudes, by_row.counts)
-    rows = to_codes(np.minimum(row_rule / whole if whole else row_rule, _CAP), dtype)
+    rows = to_codes(np.minimum(row_rule / whole if whole else row_rule, _CAP), dtype.stored, dtype.step)
     row_values = factor_values(rows).astype(np.float64)
     columns = None
     column_values = None
     if per == "row-col":
         weighted = whole * sums.by_column(row_values)
         exact = np.divide(_required(found.column_squares), weighted, out=np.zeros_like(weighted), where=weighted > 0)
-        columns = to_codes(np.minimum(exact, _CAP), dtype)
+        columns = to_codes(np.minimum(exact, _CAP), dtype.stored, dtype.step)
         column_values = factor_values(columns).astype(np.float64)
     magnitudes, squares = sums.weighted(row_values, column_values)
     anew = _anew(knob, found.squares, sums.squares, magnitudes, squares)
@@ -102,10 +102,11 @@ def _anew(knob: Knob, all_squares: float, squares: float, weighted: float, weigh
     return math.sqrt((all_squares if knob == "norm" else squares) / weights)
 
 
-def to_codes(factors: NDArray[np.float64], dtype: FactorDType) -> Codes:
-    """Factors rounded to their stored type. As u8 they are from 0 to 3, and what lies beyond becomes that."""
+def to_codes(factors: NDArray[np.float64], dtype: FactorDType, step: int = 1) -> Codes:
+    """Factors rounded to their stored type. As u8 they are from 0 to 3, what lies beyond becomes that, and codes are multiples
+    of `step`, a divisor of 255."""
     if dtype is FactorDType.U8:
-        return np.rint(np.clip(factors, 0, _CAP) * (255 / _CAP)).astype(np.uint8)
+        return (np.rint(np.clip(factors, 0, _CAP) * (255 / step / _CAP)) * step).astype(np.uint8)
     return factors.astype(np.float16) if dtype is FactorDType.F16 else factors.astype(np.float32)
 
 

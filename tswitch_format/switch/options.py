@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
@@ -12,16 +12,33 @@ from typing import Literal
 from tswitch_format._layout import PROFILES, FactorDType
 from tswitch_format.errors import OptionError
 
-Select = Literal["global", "tensor", "tensor-signed"]
+Select = Literal["spectral", "tensor", "tensor-signed", "global"]
 Knob = Literal["projection", "norm", "rms", "mean"]
 KnobPer = Literal["tensor", "row", "row-col"]
 
-SELECTS = ("global", "tensor", "tensor-signed")
+SELECTS = ("spectral", "tensor", "tensor-signed", "global")
 KNOBS = ("projection", "norm", "rms", "mean")
 KNOB_PERS = ("tensor", "row", "row-col")
-KNOB_DTYPES: Mapping[str, FactorDType] = {"u8": FactorDType.U8, "f16": FactorDType.F16, "f32": FactorDType.F32}
-DEFAULT_DENSITY = 0.02
+KNOB_DTYPES = ("u4", "u8", "f16", "f32")
+DEFAULT_DENSITY = 0.015
+DEFAULT_KNOB_DTYPE = "u4"
+COARSE = 17  # between the u8 codes that u4 has: 0, 17, ... 255
 PAPER_DISCARD = 0.6  # the authors' ratio for ViT-B/32 and ViT-L/14
+
+
+@dataclass(frozen=True, slots=True)
+class KnobDType:
+    """How factors are stored: as `stored`, and where that is u8, as multiples of `step`. u4 is 16 levels of the u8 codes, which
+    zstd stores in the few bits that they need."""
+
+    name: str
+    stored: FactorDType
+    step: int = 1
+
+    @classmethod
+    def of(cls, name: str) -> KnobDType:
+        """Of one of KNOB_DTYPES."""
+        return cls(name, FactorDType.U8, COARSE) if name == "u4" else cls(name, FactorDType[name.upper()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +55,7 @@ class PackOptions:
     select: Select
     knob: Knob
     knob_per: KnobPer
-    knob_dtype: FactorDType
+    knob_dtype: KnobDType
     paper: bool
     dense: Sequence[str]
     dense_mismatch: bool
@@ -55,14 +72,18 @@ class PackOptions:
         select: str | None = None,
         knob: str | None = None,
         knob_per: str | None = None,
-        knob_dtype: str = "u8",
+        knob_dtype: str = DEFAULT_KNOB_DTYPE,
+        scored: bool = False,
         preset: str | None = None,
         dense: Sequence[str] = (),
         on_mismatch: str = "error",
         nonfinite: str = "error",
         profile: str = "archive",
     ) -> PackOptions:
-        """Check and complete the options. Raises OptionError that names the option, what it may be and what it is."""
+        """Check and complete the options; `scored`: with external scores.
+
+        Raises OptionError that names the option, what it may be and what it is.
+        """
         _one_of("preset", preset, (None, "paper"))
         paper = preset == "paper"
         if paper and (density is not None or target_size is not None or select or knob or knob_per):
@@ -75,13 +96,21 @@ class PackOptions:
         _check_range("density", density, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
         _check_range("discard", discard, "a number at least 0 and below 1", lambda x: 0 <= x < 1)
         _check_range("target-size", target_size, "a percentage above 0 and at most 100", lambda x: 0 < x <= 100)
-        chosen_select = select or ("tensor-signed" if paper else "tensor")
+        if scored and paper:
+            raise OptionError(
+                "preset paper selects by magnitude; leave score out, or give discard and select instead of the preset"
+            )
+        if scored and select == "spectral":
+            raise OptionError(
+                "select spectral scores elements itself; leave score out, or select tensor, tensor-signed or global"
+            )
+        chosen_select = select or ("tensor-signed" if paper else "tensor" if scored else "spectral")
         chosen_knob = knob or ("rms" if paper else "projection")
         chosen_per = knob_per or ("row-col" if chosen_knob == "projection" else "tensor")
         _one_of("select", chosen_select, SELECTS)
         _one_of("knob", chosen_knob, KNOBS)
         _one_of("knob-per", chosen_per, KNOB_PERS)
-        _one_of("knob-dtype", knob_dtype, tuple(KNOB_DTYPES))
+        _one_of("knob-dtype", knob_dtype, KNOB_DTYPES)
         _one_of("on-mismatch", on_mismatch, ("error", "dense"))
         _one_of("nonfinite", nonfinite, ("error", "dense"))
         _one_of("profile", profile, PROFILES)
@@ -98,7 +127,7 @@ class PackOptions:
             chosen_select,  # type: ignore[arg-type]  # checked just above, as the next two
             chosen_knob,  # type: ignore[arg-type]
             chosen_per,  # type: ignore[arg-type]
-            KNOB_DTYPES[knob_dtype],
+            KnobDType.of(knob_dtype),
             paper,
             tuple(dense),
             on_mismatch == "dense",
@@ -110,7 +139,7 @@ class PackOptions:
         """What the file records (spec section 12), but for scores. `density`: as asked for, or as found for a target size."""
         found: dict[str, str] = {"select": self.select, "knob": self.knob, "knob_per": self.knob_per}
         if self.knob_per != "tensor":
-            found["knob_dtype"] = self.knob_dtype.name.lower()
+            found["knob_dtype"] = self.knob_dtype.name
         for name, value in (("density", density), ("discard", self.discard), ("target_size", self.target_size)):
             if value is not None:
                 found[name] = repr(float(value))

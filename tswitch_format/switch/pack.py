@@ -30,10 +30,11 @@ from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, 
 from tswitch_format.switch import knob
 from tswitch_format.switch.base import base_digests
 from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
-from tswitch_format.switch.options import Amount, PackOptions
+from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
 from tswitch_format.switch.scores import Scores
 from tswitch_format.switch.select import RadixSelect, Rule, select_tensor
+from tswitch_format.switch.spectral import spectral_keys
 from tswitch_format.switch.task_vector import Statistics, TaskVector
 
 Progress = Callable[[int, int], None]
@@ -73,7 +74,7 @@ def pack(
     select: str | None = None,
     knob: str | None = None,
     knob_per: str | None = None,
-    knob_dtype: str = "u8",
+    knob_dtype: str = DEFAULT_KNOB_DTYPE,
     preset: str | None = None,
     score: Any = None,
     dense: Sequence[str] = (),
@@ -89,14 +90,15 @@ def pack(
     """Write to `path` what `finetuned` changes in `base`, as task `task`.
 
     `base`, `finetuned`: paths, mappings of arrays, or nn.Modules.
-    How much stays: `density` (share of all elements, default 0.02), `discard` (share of the non-zero differences that goes)
+    How much stays: `density` (share of all elements, default 0.015), `discard` (share of the non-zero differences that goes)
     or `target_size` (file size in % of fp32, met within 2 % from below; packs several times).
-    What stays: `select` "tensor" (default), "tensor-signed" or "global"; by magnitude or by the scores in the checkpoint
-    `score`: the highest stay, what has the score 0 never does, and a tensor without scores is selected by magnitude, by
-    itself also where `select` is "global" (`tswitch_format.torch.importance` makes scores). How it is scaled: `knob`,
-    `knob_per`, `knob_dtype` (design section 7). `preset="paper"`: the T-Switch authors' rule exactly. `dense`: patterns of
-    names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not pair. `nonfinite="dense"`: store
-    tensors with NaN or infinity whole. `progress` gets bytes done and in all.
+    What stays: `select` "spectral" (default: what carries the directions in which a tensor changes most, and vectors whole;
+    spectral.py), "tensor", "tensor-signed" or "global" (the largest magnitudes). With the checkpoint `score` the highest
+    scores stay instead, what has the score 0 never does, and a tensor without scores is selected by magnitude, by itself also
+    where `select` is "global" (`tswitch_format.torch.importance` makes scores).
+    How it is scaled: `knob`, `knob_per`, `knob_dtype` (knob.py; u4: 16 levels). `preset="paper"`: the T-Switch authors' rule
+    exactly. `dense`: patterns of names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not pair.
+    `nonfinite="dense"`: store tensors with NaN or infinity whole. `progress` gets bytes done and in all.
 
     Raises OptionError, CheckpointError (NonFiniteError), OutputError; then nothing is written.
     """
@@ -113,11 +115,8 @@ def pack(
         on_mismatch=on_mismatch,
         nonfinite=nonfinite,
         profile=profile,
+        scored=score is not None,
     )
-    if options.paper and score is not None:
-        raise OptionError(
-            "preset paper selects by magnitude; leave score out, or give discard and select instead of the preset"
-        )
     count = thread_count(threads)
     path = Path(path)
     with contextlib.ExitStack() as opened:
@@ -356,6 +355,11 @@ class _Job:
             raise CheckpointError(f"tensor {pair.name!r}: expected it on both sides; this is a bug, please report it")
         options = self.options
         vector = self._vector(pair)
+        if options.select == "spectral":
+            if len(pair.base.shape) < 2:
+                rule = Rule(Amount(1.0, None))
+            else:
+                spectral_keys(vector)
         shaped = len(pair.base.shape) > 1 and options.knob_per != "tensor"
         wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
         if threshold is None or not self._compared(pair):
@@ -374,7 +378,7 @@ class _Job:
             fitted.knob,
             fitted.rows,
             fitted.columns,
-            options.knob_dtype,
+            options.knob_dtype.stored,
             (survivors.chunk(number) for number in range(lay.chunks_of(pair.base.elements))),
             mapped=options.profile == "mapped",
         )

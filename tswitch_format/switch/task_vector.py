@@ -15,7 +15,7 @@ than the operations, hence `_Scratch`. Blocks of 2^16 elements would stay in the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,11 @@ from tswitch_format.errors import CheckpointError, NonFiniteError
 from tswitch_format.switch.pairing import Pair
 
 BLOCK = 1 << 20  # elements
+Keys = Callable[
+    [int, Floats], Floats
+]  # of the elements from a flat one on, from their tau: from 0 up, and 0 where tau is
 _RUN = 2048  # elements: of a sample, read at once
+_RUNS = 16  # of a sample, at least where there are so many
 # A block whose squares sum to a number outside this range is looked at closely: NaN, infinity, or squares that lost digits.
 _SAFE = (1e-25, 1e30)
 # Floors in this range may be compared by squares, a little lower, since squares are rounded; `Survivors.keep` is exact.
@@ -113,8 +117,8 @@ class Statistics:
 class TaskVector:
     """The task vector of one ternary pair, read in blocks.
 
-    `score`: a checkpoint of external scores and their name there, or None; keys are then its values where the task vector is
-    not zero.
+    Keys say which elements stay. They are magnitudes, or with `score`, a checkpoint of external scores and their name there,
+    its values where the task vector is not zero, or what `select_by` was given.
     `rounded`: whether differences are rounded to the tensors' common type, as the authors' code does.
     """
 
@@ -140,8 +144,25 @@ class TaskVector:
         self._pair = pair
         self._base = base
         self._tuned = tuned
-        self._score = score
+        self._keys_of: Keys | None = None if score is None else _ScoreKeys(self, *score)
         self._rounded = self.base_dtype if rounded and self.base_dtype is self.tuned_dtype else None
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether blocks are whole rows: they are not where a row is longer than a block."""
+        return 0 < self.columns < BLOCK
+
+    def select_by(self, keys: Keys) -> None:
+        """Give the elements other keys. They are asked for by blocks of whole rows, where rows are whole."""
+        self._keys_of = keys
+
+    def row_blocks(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """(first row, tau [rows, C] in f64) of all blocks, where they are whole rows. Raises NonFiniteError."""
+        scratch = _Scratch(self)
+        for row, _, rows, columns in self._spans():
+            tau = self._read(row * columns, rows * columns, scratch)
+            self._check_finite(np.abs(tau, out=scratch.before[: tau.size]), row * columns)
+            yield row, tau.reshape(rows, columns).astype(np.float64)
 
     def _spans(self) -> Iterator[tuple[int, int, int, int]]:
         """(row, column, rows, columns) of each block: whole rows, or parts of one row where rows are long."""
@@ -178,22 +199,7 @@ class TaskVector:
         """Magnitudes, after a check that they are finite, or external scores in their place. Raises NonFiniteError."""
         magnitudes = np.abs(tau, out=scratch.before[: tau.size])
         self._check_finite(magnitudes, start)
-        return magnitudes if self._score is None else self._score_keys(*self._score, start, tau)
-
-    def _score_keys(self, score: CheckpointReader, stored: str, start: int, tau: Floats) -> Floats:
-        """External scores: zero where nothing differs."""
-        dtype = score.specs[stored].dtype
-        raw = np.empty(dtype.nbytes(tau.size), np.uint8)
-        score.read_into(stored, dtype.nbytes(start), raw)
-        scores: Floats = np.empty(tau.size, self.type)
-        to_float(raw.view(dtype.storage), dtype, scores)
-        if not (scores >= 0).all() or np.isinf(scores).any():
-            raise CheckpointError(
-                f"{score.location}: scores of {self.name!r}: expected finite numbers from 0 up, found others among "
-                f"elements {start} to {start + tau.size}; mend the scores"
-            )
-        scores[tau == 0] = 0
-        return scores
+        return magnitudes if self._keys_of is None else self._keys_of(start, tau)
 
     def _check_finite(self, magnitudes: Floats, start: int) -> float:
         """The largest magnitude of a block from flat element `start` on. Raises NonFiniteError for NaN and infinity."""
@@ -218,11 +224,12 @@ class TaskVector:
     def sample(self, count: int) -> NDArray[np.float64]:
         """Signed keys (key times sign of tau) of about `count` elements in runs spread evenly over the tensor."""
         scratch = _Scratch(self)
-        run = min(_RUN, self.elements)
-        runs = max(1, min(count // run, self.elements // run))
+        unit = self.columns if self.whole_rows and self._keys_of is not None else 1  # keys are of whole rows
+        run = min(-(-_RUN // unit) * unit, self.elements)
+        runs = max(1, min(max(count // run, _RUNS), self.elements // run))
         found = []
         for number in range(runs):
-            start = number * (self.elements - run) // max(runs - 1, 1)
+            start = number * (self.elements - run) // max(runs - 1, 1) // unit * unit
             tau = self._read(start, run, scratch)
             found.append((np.sign(tau) * self._keys(start, tau, scratch)).astype(np.float64))
         return np.concatenate(found)
@@ -245,7 +252,7 @@ class TaskVector:
             squares = self._add_squares(found, scratch, tau, start, row, column, (block_rows, block_columns))
             if squares is None:
                 continue
-            keys = None if self._score is None else self._score_keys(*self._score, start, tau)
+            keys = None if self._keys_of is None else self._keys_of(start, tau)
             if counts:
                 self._count(found, tau, keys)
             places = _places(self._candidates(floor, tau, squares, keys, scratch.flags[: tau.size]), scratch)
@@ -322,6 +329,30 @@ class TaskVector:
             wide = np.float64 if shape[0] > _LONG_COLUMN else None
             found.column_squares[column : column + shape[1]] += squares.reshape(shape).sum(axis=0, dtype=wide)
         return squares
+
+
+class _ScoreKeys:
+    """External scores of a tensor as its keys: zero where nothing differs."""
+
+    def __init__(self, vector: TaskVector, score: CheckpointReader, stored: str) -> None:
+        self._name = vector.name
+        self._type = vector.type
+        self._score = score
+        self._stored = stored
+
+    def __call__(self, start: int, tau: Floats) -> Floats:
+        dtype = self._score.specs[self._stored].dtype
+        raw = np.empty(dtype.nbytes(tau.size), np.uint8)
+        self._score.read_into(self._stored, dtype.nbytes(start), raw)
+        scores: Floats = np.empty(tau.size, self._type)
+        to_float(raw.view(dtype.storage), dtype, scores)
+        if not (scores >= 0).all() or np.isinf(scores).any():
+            raise CheckpointError(
+                f"{self._score.location}: scores of {self._name!r}: expected finite numbers from 0 up, found others among "
+                f"elements {start} to {start + tau.size}; mend the scores"
+            )
+        scores[tau == 0] = 0
+        return scores
 
 
 def _places(flags: NDArray[np.bool_], scratch: _Scratch) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from tswitch_format._layout import FactorDType
 from tswitch_format.errors import OptionError
 from tswitch_format.switch.apply import Codes, factor_values
 from tswitch_format.switch.knob import FittedKnob, to_codes
+from tswitch_format.switch.options import COARSE
 from tswitch_format.switch.planes import Mode
 from tswitch_format.torch.kernels import Job, run
 from tswitch_format.torch.kernels.job import matrix_of
@@ -40,6 +41,7 @@ class Refined:
     def __init__(self, switch: PackedSwitch, factor_dtype: FactorDType) -> None:
         self._name = switch.name
         self._factor_dtype = factor_dtype
+        self._step = _step(switch, factor_dtype)
         largest = _LARGEST.get(factor_dtype, _LARGEST_F32)
         knob = torch.tensor(switch.knob, dtype=torch.float32, device=switch.device)
         self._learned = [_Learned(knob, _LARGEST_F32)]
@@ -78,7 +80,16 @@ class Refined:
         return FittedKnob(np.float32(knob), self._codes(rows), self._codes(columns))
 
     def _codes(self, values: NDArray[np.float64] | None) -> Codes | None:
-        return None if values is None else to_codes(values, self._factor_dtype)
+        return None if values is None else to_codes(values, self._factor_dtype, self._step)
+
+
+def _step(switch: PackedSwitch, factor_dtype: FactorDType) -> int:
+    """Between u8 codes that factors may have: those of u4 stay what they are, or the file would grow."""
+    stored = [part for part in (switch.rows, switch.columns) if part is not None]
+    if factor_dtype is not FactorDType.U8 or not stored:
+        return 1
+    codes = np.concatenate([to_codes(_array(part), factor_dtype) for part in stored])
+    return 1 if (codes % COARSE).any() else COARSE
 
 
 class _Learned:

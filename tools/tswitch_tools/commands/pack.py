@@ -30,13 +30,14 @@ def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @click.argument("finetuned", type=options.PATH)
 @options.output
 @click.option("--task", default="task", show_default=True, metavar="NAME", help="Name of the task in the file.")
-@click.option("--density", type=float, metavar="D", help="Share of elements to keep, as a fraction. [default: 0.02]")
+@click.option("--density", type=float, metavar="D", help="Share of elements to keep, as a fraction. [default: 0.015]")
 @click.option("--discard", type=float, metavar="A", help="Share of non-zero elements to drop, as a fraction.")
 @click.option("--target-size", type=float, metavar="PERCENT", help="Size of the file in percent of fp32.")
 @click.option(
     "--select",
-    type=click.Choice(["global", "tensor", "tensor-signed"]),
-    help="One threshold for the model, one a tensor, or one a tensor and sign. [default: tensor]",
+    type=click.Choice(["spectral", "tensor", "tensor-signed", "global"]),
+    help="What carries the directions in which a tensor changes most, or the largest of a tensor, of a tensor and sign, "
+    "of the model. [default: spectral; with --score: tensor]",
 )
 @click.option(
     "--knob",
@@ -50,10 +51,10 @@ def _metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 )
 @click.option(
     "--knob-dtype",
-    type=click.Choice(["u8", "f16", "f32"]),
-    default="u8",
+    type=click.Choice(["u4", "u8", "f16", "f32"]),
+    default="u4",
     show_default=True,
-    help="How factors are stored.",
+    help="How factors are stored; u4: 16 levels.",
 )
 @click.option("--preset", type=click.Choice(["paper"]), help="'paper': the T-Switch authors' own rule.")
 @click.option(
