@@ -1,0 +1,77 @@
+"""What is measured of one seed's experts: functions of a folder and a seed, for `running.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.paper.auto import auto_rows
+from benchmarks.paper.data import TASKS
+from benchmarks.paper.evaluation import accuracy_on
+from benchmarks.paper.methods import Calibrated, Scored, Tinted
+from benchmarks.paper.pulse import Point, pulse_points
+from tswitch_format.switch.options import DEFAULT_DENSITY
+from tswitch_tools.sweep import Consensus, Emr, LowRank, Method, Packed, Sum, SweepTable, Tall, Ties, Whole, tsw_sweep
+
+DENSITIES = (0.002, 0.004, 0.008, 0.03, 0.08)  # beside the default
+FEW = (0.004, DEFAULT_DENSITY)  # for methods that learn
+
+
+def swept(folder: Path, seed: int, methods: Sequence[Method], tasks: int = len(TASKS)) -> SweepTable:
+    """A sweep over the first tasks: chosen on validation, measured on test."""
+    names = [task.name for task in TASKS[:tasks]]
+    return tsw_sweep(
+        folder / "base.safetensors",
+        {name: folder / f"{name}.safetensors" for name in names},
+        accuracy_on(seed, "test"),
+        validate=accuracy_on(seed, "validation"),
+        methods=methods,
+        run=str(seed),
+    )
+
+
+def alone(folder: Path, seed: int) -> SweepTable:
+    """Experts one by one, by rules that need no data."""
+    ours = [Packed(density=density) for density in sorted((*DENSITIES, DEFAULT_DENSITY))]
+    old = [Packed(density=d, select="tensor", knob_dtype="u8") for d in (0.003, 0.005, 0.01, 0.02, 0.05)]
+    paper = [Packed(preset="paper", discard=discard) for discard in (0.6, 0.9, 0.98, 0.99)]
+    ranks = [LowRank(rank, dtype) for dtype in ("int8", "f16") for rank in (1, 2, 4, 8, 16)]  # type: ignore[arg-type]
+    return swept(folder, seed, [Whole(), *ours, *old, *paper, *ranks])
+
+
+def together(folder: Path, seed: int) -> SweepTable:
+    """Merged models and masks over a shared vector."""
+    return swept(folder, seed, [Sum(), Ties(), Consensus(), Tall(), Emr()])
+
+
+def scored(folder: Path, seed: int) -> SweepTable:
+    """Importance scores."""
+    return swept(folder, seed, [Scored(seed, density) for density in FEW])
+
+
+def calibrated(folder: Path, seed: int) -> SweepTable:
+    """Calibrated knobs."""
+    return swept(folder, seed, [Calibrated(seed, density) for density in FEW])
+
+
+def tinted(folder: Path, seed: int) -> SweepTable:
+    """Tinting."""
+    return swept(folder, seed, [Tinted(seed, DEFAULT_DENSITY)])
+
+
+def routed(folder: Path, seed: int) -> SweepTable:
+    """Auto-Switch."""
+    return auto_rows(folder, seed, DEFAULT_DENSITY)
+
+
+def pruned(folder: Path, seed: int) -> list[Point]:
+    """The pulse effect."""
+    return pulse_points(folder, seed)
+
+
+def by_tasks(folder: Path, seed: int) -> list[SweepTable]:
+    """Merging the first two tasks, three, and so on; all of them are in `together`."""
+    return [
+        swept(folder, seed, [Sum(), Ties(), Consensus(), Tall(), Emr()], tasks=count)
+        for count in range(2, len(TASKS))
+    ]
