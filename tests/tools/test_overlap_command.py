@@ -16,7 +16,7 @@ from rich.console import Console
 
 import tswitch_format as tsw
 from tswitch_format.checkpoint import ArrayCheckpoint
-from tswitch_tools import heat_map, overlap_report
+from tswitch_tools import heat_map, overlap_report, pictures
 from tswitch_tools.cli import tsw as command
 from tswitch_tools.text import rounded
 
@@ -201,7 +201,7 @@ def test_pictures_that_make_no_sense(run: Run, bundle: Path, tmp_path: Path) -> 
 
 
 def test_without_matplotlib(run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heat_map, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     line = failed(run("info", bundle, "--overlap", "--heat-map", tmp_path / "map.png"), 1)
     assert "matplotlib is needed" in line and "pip install 'tswitch-format[plots]'" in line
     assert run("info", bundle, "--overlap").exit_code == 0

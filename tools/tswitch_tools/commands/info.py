@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tswitch_format as tsw
-from tswitch_tools import heat_map, overlap_report
+from tswitch_tools import heat_map, overlap_report, pictures
 from tswitch_tools.commands import options
 from tswitch_tools.commands.failure import Misuse
 from tswitch_tools.progress import progress_bar
@@ -47,7 +47,7 @@ def info(*, file: Path, tensors: bool, overlap: bool, picture: Path | None, as_j
     if picture and not overlap:
         raise Misuse("--heat-map: there is nothing to draw without --overlap; add it, or leave --heat-map out")
     if picture:
-        heat_map.check(picture, inputs=[file])
+        pictures.check(picture, inputs=[file])
     masks = None
     with tsw.open(file) as opened:
         found = report(opened, tensors=tensors)
