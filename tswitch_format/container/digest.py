@@ -58,7 +58,24 @@ def content_id(index: Index) -> bytes | None:
             out.update(_name(index.name(tensor)) + sha256.tobytes())
     if index.router is not None:
         _router(out, index, index.router)
+    if index.coefficients:
+        _coefficients(out, index)
     return out.digest()
+
+
+def _coefficients(out: Any, index: Index) -> None:
+    out.update(lay.COEFFICIENTS_DOMAIN + struct.pack("<I", len(index.coefficients)))
+    arrays = dict(index.shared.named(lay.SharedRole.COEFFICIENTS))
+    for name in sorted(index.coefficients, key=str.encode):
+        table = index.coefficients[name]
+        out.update(_name(name) + struct.pack("<II", len(table.rows), len(table.tasks)))
+        for row in table.rows.tolist():
+            out.update(_name(index.base.names[row]))
+        for task in table.tasks:
+            out.update(_name(task))
+        clamp = table.clamp_bytes
+        out.update(b"\0" if clamp is None else b"\1" + clamp)
+        out.update(index.shared.arrays.records["sha256"][arrays[name]].tobytes())
 
 
 def _router(out: Any, index: Index, router: RouterKeys) -> None:
