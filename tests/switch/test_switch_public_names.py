@@ -203,6 +203,7 @@ def test_the_public_names_of_the_torch_floor_are_these() -> None:
         "SwitchBank",
         "SwitchLinear",
         "SwitchTensors",
+        "Tint",
         "TorchSwitch",
         "apply_",
         "open",

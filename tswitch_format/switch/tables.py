@@ -33,7 +33,7 @@ from tswitch_format.switch.transfer import bare_header, copy_tasks, entry_order,
 Layers = Mapping[str, Mapping[str, tuple[CheckpointReader, str]]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CoefficientTable:
     """Coefficients of tasks by tensor.
 
@@ -74,6 +74,10 @@ class CoefficientTable:
             return 0.0
         value = float(self.values[row, column])
         return value if self.clamp is None else min(max(value, self.clamp[0]), self.clamp[1])
+
+    def __repr__(self) -> str:
+        clamp = "" if self.clamp is None else f" clamp {self.clamp}"
+        return f"<CoefficientTable {self.name!r} {len(self.rows)} tensors, tasks {list(self.tasks)}{clamp}>"
 
     @cached_property
     def _columns(self) -> Mapping[str, int]:

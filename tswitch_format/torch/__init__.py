@@ -6,6 +6,7 @@
     apply_        a task into a model or a state dict, in place, for good
     SwitchBank    many experts beside one base model, switched in place and back exactly, or one for each row of a batch
     SwitchLinear  one linear layer of such a batch
+    Tint          experts added up by a table of coefficients, for a bank
     Router        which tasks a sample needs, by its nearest stored samples, on a device
     AutoSwitch    a model that takes for each batch the experts that a router finds
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tswitch_format.torch.apply import apply_
     from tswitch_format.torch.auto import AutoSwitch
     from tswitch_format.torch.bank import MemoryReport, SwitchBank
+    from tswitch_format.torch.combination import Tint
     from tswitch_format.torch.load import SwitchTensors, TorchSwitch
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
@@ -48,6 +50,7 @@ __all__ = [
     "SwitchBank",
     "SwitchLinear",
     "SwitchTensors",
+    "Tint",
     "TorchSwitch",
     "apply_",
     "open",
@@ -61,6 +64,7 @@ _HOMES = {
     "SwitchBank": ("bank", "SwitchBank"),
     "SwitchLinear": ("mixed", "SwitchLinear"),
     "SwitchTensors": ("load", "SwitchTensors"),
+    "Tint": ("combination", "Tint"),
     "TorchSwitch": ("load", "TorchSwitch"),
     "apply_": ("apply", "apply_"),
     "open": ("load", "SwitchTensors"),
