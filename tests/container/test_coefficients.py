@@ -290,8 +290,9 @@ def test_coefficients_of_other_content_are_found_when_they_are_decoded(source: P
 def test_the_writer_makes_nothing_that_a_reader_would_refuse(
     arrays: list[EncodedArray], tables: Mapping[str, CoefficientKeys], rule: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TswError, match=rule):
-        write(tmp_path / "a.tsw", arrays, tables)
+    for digests in (False, True):
+        with pytest.raises(TswError, match=rule):
+            write(tmp_path / "a.tsw", arrays, tables, digests=digests)
     assert list(tmp_path.iterdir()) == []
 
 
