@@ -70,11 +70,11 @@ def content_id(index: Index) -> bytes | None:
 
 def _coefficients(out: Any, index: Index, arrays: Mapping[str, int]) -> None:
     out.update(lay.COEFFICIENTS_DOMAIN + struct.pack("<I", len(index.coefficients)))
+    encoded = [_name(tensor) for tensor in index.base.names]  # once: a hostile file has a hundred rows for each
     for name in sorted(index.coefficients, key=str.encode):
         table = index.coefficients[name]
         out.update(_name(name) + struct.pack("<II", len(table.rows), len(table.tasks)))
-        for row in table.rows.tolist():
-            out.update(_name(index.base.names[row]))
+        out.update(b"".join(map(encoded.__getitem__, table.rows.tolist())))
         for task in table.tasks:
             out.update(_name(task))
         clamp = table.clamp_bytes
