@@ -404,3 +404,24 @@ def test_info_shows_tables(folder: Path, run: Run) -> None:
         "greatest": greatest,
     }
     assert json.loads(run("info", folder / "all.tsw", "--json").stdout)["tables"] == []
+
+
+def test_diff_knows_tables_and_routers(folder: Path, run: Run) -> None:
+    plain, tinted = folder / "all.tsw", imported(folder, run)
+    with tsw.open(tinted) as file:
+        table = file.tables["tinting"]
+    said = {"rows": table.rows, "tasks": table.tasks, "clamp": table.clamp}
+    same = tsw.add_table(plain, folder / "same.tsw", "tinting", table.values, **said)  # type: ignore[arg-type]
+    other = tsw.add_table(plain, folder / "other.tsw", "tinting", table.values * 2, **said)  # type: ignore[arg-type]
+    routed = tsw.add_router(same, folder / "routed.tsw", {"cars": np.eye(2, dtype=np.float32)})
+    assert run("diff", same, same).exit_code == 0
+    for one, two, line in (
+        (same, other, "table tinting: differs"),
+        (plain, other, "table tinting: only in b"),
+        (other, plain, "table tinting: only in a"),
+        (routed, same, "router: only in a"),
+    ):
+        result = run("diff", one, two)
+        assert result.exit_code == 1 and f"base: same\n{line}\ntask " in result.stdout
+        assert json.loads(run("diff", one, two, "--json").stdout)["same"] is False
+    assert tsw.validate(routed).ok
