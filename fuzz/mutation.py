@@ -129,7 +129,14 @@ def _change_members(where: Any, rng: random.Random) -> None:
         where[rng.choice(_TEXTS)] = rng.choice((0, 1, "", b"", {}, [], None, -1, 1.5, True, *_TEXTS))
 
 
-_RECORDS = {"tensors": lay.TENSOR, "entries": lay.ENTRY, "segments": lay.SEGMENT, "dims": np.dtype([("dim", "<u8")])}
+_RECORDS = {
+    "tensors": lay.TENSOR,
+    "entries": lay.ENTRY,
+    "segments": lay.SEGMENT,
+    "dims": np.dtype([("dim", "<u8")]),
+    "rows": np.dtype([("row", "<u4")]),
+    "clamp": np.dtype([("bound", "<f4")]),
+}
 
 
 def _changed(where: Any, key: Any, rng: random.Random, raw: Raw) -> Any:

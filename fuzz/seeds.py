@@ -200,7 +200,9 @@ def payloads() -> list[bytes]:
 def templates() -> list[bytes]:
     """Valid files with segments and without digests."""
     found = []
-    golden = [(ROOT / "tests" / "golden" / f"{name}.tsw").read_bytes() for name in ("smallest", "bare", "router")]
+    golden = [
+        (ROOT / "tests" / "golden" / f"{name}.tsw").read_bytes() for name in ("smallest", "bare", "router", "tables")
+    ]
     for data in packed() + golden:
         apart = parts.Parts.of(data)
         apart.forget_digests()

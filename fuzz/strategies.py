@@ -89,7 +89,7 @@ def packed(draw: st.DrawFn) -> bytes:
 @st.composite
 def masked(draw: st.DrawFn) -> bytes:
     """A valid file of masks of one or more tasks over shared vectors; maybe also of a task with a vector of its own,
-    and maybe with a router."""
+    and maybe with a router and tables of coefficients."""
     base = {name: draw(arrays()) for name in draw(st.lists(names(), min_size=1, max_size=4, unique=True))}
     floats = {name: array for name, array in base.items() if array.dtype.kind == "f"}
     profile = draw(st.sampled_from(lay.PROFILES))
@@ -119,7 +119,19 @@ def masked(draw: st.DrawFn) -> bytes:
         routed = Slot("routed")
         options: Any = {"k": draw(st.integers(1, 9)), "metric": draw(st.sampled_from(lay.METRICS))}
         tsw.add_router(_slot.path, routed.path, samples, **options)
-    return routed.get()
+        if not draw(st.booleans()):
+            return routed.get()
+        rows = draw(st.lists(st.sampled_from(sorted(base)), min_size=1, unique=True))
+        values = draw(st.lists(_coefficients(), min_size=len(rows) * len(tasks), max_size=len(rows) * len(tasks)))
+        clamp = draw(st.none() | st.tuples(_coefficients(), _coefficients()).map(lambda pair: (min(pair), max(pair))))
+        matrix = np.array(values, np.float32).reshape(len(rows), len(tasks))
+        name = draw(names())
+        tsw.add_table(routed.path, _slot.path, name, matrix, rows=rows, tasks=tasks, clamp=clamp)
+    return _slot.get()
+
+
+def _coefficients() -> st.SearchStrategy[float]:
+    return st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 def files() -> st.SearchStrategy[bytes]:

@@ -42,6 +42,7 @@ from tswitch_format.switch.overlap import Overlap, TensorOverlap, overlap
 from tswitch_format.switch.pack import PackResult, pack
 from tswitch_format.switch.restore import RestoreResult, restore
 from tswitch_format.switch.routing import Router, add_router
+from tswitch_format.switch.tables import CoefficientTable, add_table
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.switch.transfer import bundle, extract, repack
 from tswitch_format.switch.validate import validate
@@ -52,6 +53,7 @@ __all__ = [
     "BaseMismatchError",
     "BuildResult",
     "CheckpointError",
+    "CoefficientTable",
     "Finding",
     "FormatError",
     "GivenMask",
@@ -77,6 +79,7 @@ __all__ = [
     "ValidationReport",
     "__version__",
     "add_router",
+    "add_table",
     "build",
     "bundle",
     "extract",

@@ -145,6 +145,7 @@ class SharedRole(IntEnum):
 
     VECTOR = 1
     FEATURES = 2
+    COEFFICIENTS = 3
 
 
 class Role(IntEnum):
@@ -190,9 +191,11 @@ PROFILES = ("archive", "mapped")
 METRICS = ("euclidean", "cosine")
 MAX_NEIGHBOURS = 1 << 20
 FEATURE_DIMENSIONS = 2
+TABLE_DIMENSIONS = 2
 
 ENTRY_DOMAIN = b"TSW1-entry\0"
 CONTENT_DOMAIN = b"TSW1-content\0"
+COEFFICIENTS_DOMAIN = b"TSW1-coefficients\0"
 
 
 def chunks_of(elements: Size) -> Size:

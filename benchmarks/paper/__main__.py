@@ -35,7 +35,9 @@ processes_option = click.option(
 @folder_option
 @keep_option
 @processes_option
-@click.option("--seeds", type=click.IntRange(1, len(SEEDS)), default=len(SEEDS), show_default=True, help="Fewer are not saved.")
+@click.option(
+    "--seeds", type=click.IntRange(1, len(SEEDS)), default=len(SEEDS), show_default=True, help="Fewer are not saved."
+)
 def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     """What every method keeps of six experts of a transformer of 5.3 M parameters, at what size: three seeds."""
     start = time.monotonic()
@@ -44,7 +46,9 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
         shutil.rmtree(folder)
     used = SEEDS[:seeds]
     made = run_jobs(folder, used, [*TABLES, *OTHERS], out, processes)
-    by_seed = [made[number : number + len(TABLES) + len(OTHERS)] for number in range(0, len(made), len(TABLES) + len(OTHERS))]
+    by_seed = [
+        made[number : number + len(TABLES) + len(OTHERS)] for number in range(0, len(made), len(TABLES) + len(OTHERS))
+    ]
     table = SweepTable.join(found for parts in by_seed for found in parts[: len(TABLES)])
     parameters = sum(p.numel() for p in new_model().parameters())
     result = Result(
@@ -67,7 +71,9 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
         2 + place: SweepTable.join(parts[len(TABLES)][place] for parts in by_seed) for place in range(len(TASKS) - 2)
     }
     report.merging_table(result, {**by_count, len(TASKS): together}, _pictures(folder, seeds))
-    report.pulse_table(result, [point for parts in by_seed for point in parts[len(TABLES) + 1]], _pictures(folder, seeds))
+    report.pulse_table(
+        result, [point for parts in by_seed for point in parts[len(TABLES) + 1]], _pictures(folder, seeds)
+    )
     table.plot(_pictures(folder, seeds) / "paper-methods.svg")
     result.raw["rows"] = report.raw(table.rows)
     finish(result, save=seeds == len(SEEDS))

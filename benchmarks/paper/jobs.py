@@ -72,6 +72,5 @@ def pruned(folder: Path, seed: int) -> list[Point]:
 def by_tasks(folder: Path, seed: int) -> list[SweepTable]:
     """Merging the first two tasks, three, and so on; all of them are in `together`."""
     return [
-        swept(folder, seed, [Sum(), Ties(), Consensus(), Tall(), Emr()], tasks=count)
-        for count in range(2, len(TASKS))
+        swept(folder, seed, [Sum(), Ties(), Consensus(), Tall(), Emr()], tasks=count) for count in range(2, len(TASKS))
     ]

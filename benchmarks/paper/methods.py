@@ -79,7 +79,9 @@ class Calibrated:
         """See `Method`."""
         validate = job.validate
         if validate is None:
-            raise tsw.OptionError("calibrated: expected validate, by which the better knobs are kept, found none; give it")
+            raise tsw.OptionError(
+                "calibrated: expected validate, by which the better knobs are kept, found none; give it"
+            )
         kept = {}
         for task, expert in job.experts.items():
             plain, path = job.path(task, ".plain.tsw"), job.path(task, ".tsw")
@@ -145,9 +147,7 @@ class _Head:
     """A task's own head, which learns."""
 
     def __init__(self, expert: Mapping[str, Tensor]) -> None:
-        self.parts = {
-            name: expert[name].clone().requires_grad_(True) for name in ("head.weight", "head.bias")
-        }
+        self.parts = {name: expert[name].clone().requires_grad_(True) for name in ("head.weight", "head.bias")}
 
     def stored(self) -> dict[str, Tensor]:
         return {name: part.detach().contiguous() for name, part in self.parts.items()}

@@ -45,7 +45,9 @@ def pulse_points(folder: Path, seed: int) -> list[Point]:
                 generator = torch.Generator().manual_seed(seed)
                 pruned = copy.copy(base)
                 for name, weight in base.items():
-                    pruned[name] = torch.where(_stays(expert[name] - weight, kind, ratio, generator), expert[name], weight)
+                    pruned[name] = torch.where(
+                        _stays(expert[name] - weight, kind, ratio, generator), expert[name], weight
+                    )
                 save_file(pruned, path)
                 points.append(Point(kind, ratio, task.name, seed, 100 * evaluate(task.name, load_file(path)) / full))
     path.unlink()

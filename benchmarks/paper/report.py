@@ -21,7 +21,10 @@ NOTE = (
     "their number. To switch: from files in the page cache to weights, one thread. * no other row of the table keeps as much in "
     "as few bytes. Chosen: on validation images."
 )
-TARGETS = ((0.5, 99.5, 97.0), (0.2, 98.0, None))  # % of fp32 at most; % kept at least, of the mean and of the worst task
+TARGETS = (
+    (0.5, 99.5, 97.0),
+    (0.2, 98.0, None),
+)  # % of fp32 at most; % kept at least, of the mean and of the worst task
 
 
 def tasks_table(result: Result, table: SweepTable, whole: str) -> None:
@@ -60,7 +63,15 @@ def _cells(row: SummaryRow) -> tuple[Cell, ...]:
 def targets_table(result: Result, table: SweepTable) -> None:
     """What is kept within the sizes that were aimed at, by the best row of each."""
     found = result.table(
-        "Targets", "% of fp32 at most", "kept % at least", "worst % at least", "best row", "its size", "kept %", "worst %", "met"
+        "Targets",
+        "% of fp32 at most",
+        "kept % at least",
+        "worst % at least",
+        "best row",
+        "its size",
+        "kept %",
+        "worst %",
+        "met",
     )
     for most, least, worst in TARGETS:
         rows = [row for row in table.summary() if row.percent_of_fp32 <= most]
@@ -70,7 +81,14 @@ def targets_table(result: Result, table: SweepTable) -> None:
         best = max(rows, key=lambda row: row.kept)
         met = best.kept >= least and (worst is None or best.worst >= worst)
         found.add(
-            str(most), least, worst, best.method, round(best.percent_of_fp32, 3), round(best.kept, 2), round(best.worst, 1), met
+            str(most),
+            least,
+            worst,
+            best.method,
+            round(best.percent_of_fp32, 3),
+            round(best.kept, 2),
+            round(best.worst, 1),
+            met,
         )
 
 
@@ -115,4 +133,3 @@ def raw(rows: Iterable[Row]) -> list[dict[str, object]]:
 
 def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
-

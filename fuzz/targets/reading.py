@@ -117,8 +117,15 @@ def look_around(index: Index) -> None:
     promise(index.base.nbytes() >= 0, "a base of negative size")
     for number in range(len(index.shared)):
         spec = index.shared.arrays.spec(number)
-        owners = index.task_numbers if index.shared.roles[number] == lay.SharedRole.FEATURES else index.base.numbers
-        promise(spec.name in owners, "a shared array of nothing")
+        owners: Any = {
+            lay.SharedRole.VECTOR: index.base.numbers,
+            lay.SharedRole.FEATURES: index.task_numbers,
+            lay.SharedRole.COEFFICIENTS: index.coefficients,
+        }
+        promise(spec.name in owners[index.shared.roles[number]], "a shared array of nothing")
+    for table in index.coefficients.values():
+        promise(set(table.tasks) <= index.task_numbers.keys(), "a column of nothing")
+        promise(int(table.rows.max()) < len(index.base), "a row of nothing")
     for task in index.tasks:
         promise(int(index.segment_counts(task.entries).sum()) == len(task.segments), "another number of segments")
 
@@ -218,7 +225,7 @@ def decode_once(data: bytes) -> None:
 
 
 def _decoded(path: Path, backend: Backend, length: int) -> list[Any]:
-    """Content or broken rule of each entry, and of the router if there is one."""
+    """Content or broken rule of each entry, of the router if there is one, and of tables."""
     found: list[Any] = []
     with tsw.open(path, backend=backend) as file:
         for task in file.tasks:
@@ -236,6 +243,14 @@ def _decoded(path: Path, backend: Backend, length: int) -> list[Any]:
         else:
             samples = router.features if router is not None else {}
             found += [(task, "router", array.shape, array.tobytes()) for task, array in samples.items()]
+        for name in file.tables:
+            try:
+                table = file.tables[name]
+            except FormatError as error:
+                check_error(error, length)
+                found.append(("", name, error.rule))
+            else:
+                found.append((name, table.rows, table.tasks, table.clamp, table.values.tobytes()))
     return found
 
 

@@ -144,7 +144,7 @@ def test_what_is_wrong_is_found_at_its_field(
         pytest.param(key("metric", ""), "TSW-411", UnsupportedError, id="no metric"),
         pytest.param(both(newer, key("metric", "manhattan")), "TSW-411", UnsupportedError, id="a metric of 1.3"),
         pytest.param(both(newer, key("k", 0)), "TSW-411", FormatError, id="k 0 of 1.3"),
-        pytest.param(key("roles", b"\2\3", "shared"), "TSW-409", UnsupportedError, id="role 3"),
+        pytest.param(key("roles", b"\2\4", "shared"), "TSW-409", UnsupportedError, id="role 4"),
         pytest.param(key("roles", b"\2\1", "shared"), "TSW-409", FormatError, id="a vector of no tensor"),
         pytest.param(key("k", "3"), "TSW-307", FormatError, id="k is a str"),
         pytest.param(key("k", b"3"), "TSW-307", FormatError, id="k is a bin"),

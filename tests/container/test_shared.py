@@ -132,7 +132,8 @@ def test_what_is_wrong_is_found_at_its_byte(
 @pytest.mark.parametrize(
     ("change", "rule", "kind"),
     [
-        pytest.param(key("roles", b"\1\3"), "TSW-409", UnsupportedError, id="role 3"),
+        pytest.param(key("roles", b"\1\4"), "TSW-409", UnsupportedError, id="role 4"),
+        pytest.param(key("roles", b"\1\3"), "TSW-409", FormatError, id="coefficients of one dimension"),
         pytest.param(key("roles", b"\1\2"), "TSW-409", FormatError, id="features of no task"),
         pytest.param(key("roles", b"\0\1"), "TSW-409", UnsupportedError, id="role 0"),
         pytest.param(key("roles", b"\1"), "TSW-409", FormatError, id="too few roles"),

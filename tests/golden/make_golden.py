@@ -29,7 +29,7 @@ from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import bits, gaps, zstd
 from tswitch_format.container import frame as framing
 from tswitch_format.container.digest import EntryDigest
-from tswitch_format.container.index import Index, RouterKeys
+from tswitch_format.container.index import CoefficientKeys, Index, RouterKeys
 from tswitch_format.container.reader import Container
 from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import Digests, TensorList
@@ -41,10 +41,13 @@ sys.path.insert(0, str(HERE.parents[1] / "spec" / "reference"))
 # Found by the line above.
 from tsw_reference import File, numerics, read  # noqa: E402
 from tsw_reference.application import Array, apply  # noqa: E402
+from tsw_reference.codecs import unpack  # noqa: E402
 from tsw_reference.digest import entry_digest  # noqa: E402
+from tsw_reference.frame import read_frame  # noqa: E402
 from tsw_reference.layout import DENSE, KINDS, SHARED_ROLES, TERNARY  # noqa: E402
 from tsw_reference.model import Base, Router, Segment, Shared  # noqa: E402
 from tsw_reference.model import Entry as ReferenceEntry  # noqa: E402
+from tsw_reference.msgpack import decode  # noqa: E402
 
 Plan = tuple[lay.Codec, int]
 BITMAP: Plan = (lay.Codec.BITMAP, 0)
@@ -184,7 +187,7 @@ def removed(tensor: TensorSpec) -> EncodedEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A shared vector, or features: its record and its elements."""
+    """A shared vector, features or coefficients: its record and its elements."""
 
     tensor: TensorSpec
     raw: bytes
@@ -222,6 +225,12 @@ def features(task: str, dtype: str, n: int, width: int = 6, codec: lay.Codec = l
     made = DTYPE_BY_NAME[dtype]
     raw = b"".join(numerics.encode(made.id, step / 64) for step in steps.tolist())
     return Vector(spec(task, dtype, n, width), raw, codec, lay.SharedRole.FEATURES)
+
+
+def coefficients(name: str, values: Sequence[Sequence[float]], codec: lay.Codec = lay.Codec.RAW) -> Vector:
+    """The elements of a table."""
+    raw = b"".join(numerics.encode(DTYPE_BY_NAME["F32"].id, value) for row in values for value in row)
+    return Vector(spec(name, "F32", len(values), len(values[0])), raw, codec, lay.SharedRole.COEFFICIENTS)
 
 
 def masked(
@@ -558,6 +567,54 @@ def router_mapped(path: Path) -> None:
     write(path, [w], tasks, vectors=[large, small], router=keys, profile="mapped")
 
 
+def tables(path: Path) -> None:
+    """Tables with and without a clamp, in two codecs, one with the name of a tensor that has a vector, one with that of a task
+    with samples; layers of the tasks."""
+    a, w, c = spec("a", "F32", 4, 6), spec("w", "F16", 10), spec("c", "I32", 3)
+    over = vector(a, "F32")
+    arrays_of = [
+        over,
+        features("t", "F32", 2),
+        coefficients("a", [[1.5, -0.25, 0.5], [0.0, 1e-45, -0.0]]),
+        coefficients("t", [[0.75]]),
+        coefficients("größe 翻訳", [[3.0, 2.0]] * 2, lay.Codec.ZSTD),
+    ]
+    shared = sorted(arrays_of, key=lambda v: v.key)
+    described = {
+        "a": CoefficientKeys(np.array([0, 2], "<u4"), ["größe 翻訳", "u", "t"], (0.0, 1.0)),
+        "t": CoefficientKeys(np.array([2], "<u4"), ["u"]),
+        "größe 翻訳": CoefficientKeys(np.array([0, 1], "<u4"), ["t", "u"], (-0.5, -0.5)),
+    }
+    tasks = {
+        "t": [ternary(a, range(0, 24, 3)), layer("head.weight", "F32", 2, 4)],
+        "u": [dataclasses.replace(masked(a, over, range(1, 24, 5))[0], vector=shared.index(over)), ternary(w, [0, 9])],
+        "größe 翻訳": [ternary(w, [0, 3, 4]), layer("head.weight", "F32", 3, 4), layer("head.bias", "F32", 3)],
+        "none": [],
+    }
+    keys = RouterKeys(1, "euclidean", "", "")
+    write(path, [a, w, c], tasks, vectors=shared, router=keys, coefficients=described, aliases={"tied": "w"})
+
+
+def layer(name: str, dtype: str, *shape: int) -> EncodedEntry:
+    """A tensor that the base has not."""
+    tensor = spec(name, dtype, *shape)
+    return dense(tensor, content(tensor), added=True)
+
+
+def tables_mapped(path: Path) -> None:
+    """Coefficients at a page in the profile `mapped`, 128 tensors by 128 tasks, and others that are no page."""
+    base = [spec(f"{number:03}", "F32", 2) for number in range(128)]
+    tasks = [f"task {number:03}" for number in range(128)]
+    large = coefficients("all", [[(row * 37 + column) % 129 / 64 - 1 for column in range(128)] for row in range(128)])
+    small = coefficients("some", [[0.5], [-2.0]])
+    described = {
+        "all": CoefficientKeys(np.arange(128, dtype="<u4"), tasks[::-1], (0.0, 1.0)),
+        "some": CoefficientKeys(np.array([7, 127], "<u4"), tasks[5:6]),
+    }
+    entries = {task: [ternary(base[number], [number % 2])] for number, task in enumerate(tasks)}
+    write(path, base, entries, vectors=[large, small], coefficients=described, profile="mapped")
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "smallest.tsw": smallest,
     "archive.tsw": archive,
@@ -570,6 +627,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "shared_mapped.tsw": shared_mapped,
     "router.tsw": router,
     "router_mapped.tsw": router_mapped,
+    "tables.tsw": tables,
+    "tables_mapped.tsw": tables_mapped,
 }
 
 
@@ -581,6 +640,7 @@ def describe(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()
     file = read(raw)
     tensors = file.base.tensors
+    said = describe_tables(raw)
     vectors = [describe_shared(file, one) for one in file.shared]
     return {
         "sha256": hashlib.sha256(raw).hexdigest(),
@@ -591,6 +651,7 @@ def describe(path: Path) -> dict[str, Any]:
         "aliases": {alias: tensors[number].name for alias, number in file.base.aliases.items()},
         **({"shared": vectors} if vectors else {}),
         **({"router": describe_router(file.router)} if file.router else {}),
+        **({"coefficients": said} if said else {}),
         "tasks": {task.name: [describe_entry(file, e) for e in task.entries] for task in file.tasks},
     }
 
@@ -619,6 +680,19 @@ def describe_router(keys: Router) -> dict[str, Any]:
         "k": keys.k,
         "metric": keys.metric,
         "preprocessing": keys.preprocessing,
+    }
+
+
+def describe_tables(raw: bytes) -> dict[str, Any]:
+    """What the index says of tables; their elements are shared arrays."""
+    frame = read_frame(raw)
+    index = raw[frame.index_offset : frame.index_offset + frame.index_length]
+    if frame.index_encoding:
+        index = unpack(index, frame.index_decoded_length, "index", frame.index_offset)
+    document: Any = decode(index)
+    return {
+        name: {key: value if isinstance(value, list) else bytes(value).hex() for key, value in table.items()}
+        for name, table in document.get("coefficients", {}).items()
     }
 
 

@@ -84,6 +84,7 @@ def test_content(name: str, backend: Backend) -> None:
         assert {alias: index.base.names[number] for alias, number in index.aliases.items()} == expected["aliases"]
         assert [describe_shared(array) for array in container.shared_arrays()] == expected.get("shared", [])
         assert (index.router and vars(index.router)) == expected.get("router")
+        assert describe_tables(container) == expected.get("coefficients", {})
         assert index.profile == expected["profile"]
         assert (index.content_id.hex() if index.content_id else None) == expected["content_id"]
         tasks = {
@@ -94,6 +95,18 @@ def test_content(name: str, backend: Backend) -> None:
         assert list(tasks) == list(expected["tasks"])
     finally:
         container.close()
+
+
+def describe_tables(container: Container) -> dict[str, Any]:
+    """What the index says of tables, as the manifest describes it."""
+    return {
+        name: {
+            **({} if keys.clamp is None else {"clamp": np.array(keys.clamp, "<f4").tobytes().hex()}),
+            "rows": keys.rows.tobytes().hex(),
+            "tasks": list(keys.tasks),
+        }
+        for name, keys in container.index.coefficients.items()
+    }
 
 
 def describe_shared(array: SharedArray) -> dict[str, Any]:
@@ -154,6 +167,24 @@ def test_routers(name: str) -> None:
         for one in expected["shared"]
         if one["role"] == "features"
     }
+
+
+@pytest.mark.parametrize("name", [name for name, file in FILES.items() if "coefficients" in file])
+def test_tables(name: str) -> None:
+    expected = FILES[name]
+    names = list(expected["base"])
+    stored = {one["name"]: one for one in expected["shared"] if one["role"] == "coefficients"}
+    with tsw.open(HERE / name) as opened:
+        assert set(opened.tables) == set(expected["coefficients"]) == set(stored)
+        for table in opened.tables.values():
+            keys = expected["coefficients"][table.name]
+            rows = np.frombuffer(bytes.fromhex(keys["rows"]), "<u4").tolist()
+            assert table.rows == tuple(names[row] for row in rows)
+            assert table.tasks == tuple(keys["tasks"])
+            assert list(table.values.shape) == stored[table.name]["shape"]
+            assert hashlib.sha256(table.values.tobytes()).hexdigest() == stored[table.name]["data"]
+            clamp = None if table.clamp is None else np.array(table.clamp, "<f4").tobytes().hex()
+            assert clamp == keys.get("clamp")
 
 
 def test_profiles_hold_the_same_content() -> None:

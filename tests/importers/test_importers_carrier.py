@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 import re
@@ -963,7 +964,7 @@ def test_a_router_is_carried_with_its_samples(tmp_path: Path, profile: str) -> N
         (lambda d: d["router"].update(extractor=3), "a string"),
         (lambda d: d["router"].pop("k"), "no 'k'"),
         (lambda d: d["router"].update(more=1), "unknown key"),
-        (lambda d: d["shared"][0].update(role="samples"), "'vector' or 'features'"),
+        (lambda d: d["shared"][0].update(role="samples"), "'vector' or 'features' or 'coefficients'"),
         (lambda d: d["shared"][0].update(role="vector"), "TSW-409"),
         (lambda d: d["shared"][0].update(name="other"), "tensor 'shared/0/other/data'"),
         (lambda d: d.update(router=[]), "a map"),
@@ -984,4 +985,110 @@ def test_a_hostile_router_is_refused(tmp_path: Path, change: Callable[[Any], Any
     result = CliRunner().invoke(command, ["import", str(tmp_path / "bad.safetensors"), "-o", str(tmp_path / "y.tsw")])
     assert result.exit_code in (1, 2)
     assert message in result.stderr
+    assert not (tmp_path / "y.tsw").exists()
+
+
+def with_tables(folder: Path, profile: str = "archive") -> Path:
+    """Masks and switches of three tasks, a router, tables of all of them, of two and of one."""
+    rng = np.random.default_rng(0)
+    base = {"w": np.zeros((9, 7), np.float32), "b/c": np.zeros(4, np.float32)}
+    experts = {
+        f"t{n}/%": {name: rng.standard_normal(v.shape, np.float32) for name, v in base.items()} for n in range(3)
+    }
+    tsw.make_tall(base, experts, folder / "0.tsw", profile=profile)
+    tasks = list(experts)
+    tsw.add_router(folder / "0.tsw", folder / "1.tsw", {tasks[1]: np.eye(3, dtype=np.float32)})
+    for number, (name, chosen, clamp) in enumerate(
+        (("t1/%", tasks[::-1], (0, 1)), ("of two", tasks[:2], None), ("w", tasks[1:2], (-0.1, np.float32(1e-45)))), 1
+    ):
+        values = rng.standard_normal((2, len(chosen)), np.float32)
+        rows = ["w", "b/c"]
+        tsw.add_table(
+            folder / f"{number}.tsw", folder / f"{number + 1}.tsw", name, values, rows=rows, tasks=chosen, clamp=clamp
+        )
+    return folder / "4.tsw"
+
+
+@pytest.mark.parametrize("profile", ["archive", "mapped"])
+def test_tables_of_coefficients_are_carried(tmp_path: Path, profile: str) -> None:
+    path = with_tables(tmp_path, profile)
+    run("export", path, "-o", tmp_path / "x.safetensors", "--to", "safetensors")
+    carried = load_file(tmp_path / "x.safetensors")
+    with tsw.open(path) as file:
+        values = file.tables["t1/%"].values
+        tasks = file.tasks
+    assert any(np.array_equal(array, values) for name, array in carried.items() if name.endswith("/t1%2F%25/data"))
+    run("import", tmp_path / "x.safetensors", "-o", tmp_path / "y.tsw", "--profile", profile)
+    assert (tmp_path / "y.tsw").read_bytes() == path.read_bytes()
+    for task, tables in zip(tasks, ([], ["w"], []), strict=True):
+        whole = tsw.extract(path, task, tmp_path / "whole.tsw")
+        run("export", path, "-o", tmp_path / "one.safetensors", "--to", "safetensors", "--task", task)
+        run("import", tmp_path / "one.safetensors", "-o", tmp_path / "one.tsw", "--profile", profile)
+        run("import", tmp_path / "x.safetensors", "-o", tmp_path / "two.tsw", "--profile", profile, "--task", task)
+        assert (tmp_path / "one.tsw").read_bytes() == (tmp_path / "two.tsw").read_bytes() == whole.read_bytes()
+        with tsw.open(whole) as file:
+            assert list(file.tables) == tables
+
+
+def of_table(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda d: d["coefficients"]["w"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("coefficients"), "TSW-412"),
+        (lambda d: d["coefficients"].pop("w"), "TSW-412"),
+        (lambda d: d["coefficients"].update(more=d["coefficients"]["w"]), "TSW-412"),
+        (lambda d: d.update(coefficients={}), "a map of tables, or no such key"),
+        (lambda d: d.update(coefficients=[]), "a map of tables, or no such key"),
+        (lambda d: d["coefficients"].update(w=[]), "coefficients.'w': expected a map"),
+        (lambda d: d["coefficients"]["w"].pop("rows"), "no 'rows'"),
+        (of_table("more", 1), "unknown key"),
+        (of_table("rows", ["w", "b/c"]), "TSW-412"),
+        (of_table("rows", ["w", "w"]), "TSW-412"),
+        (of_table("rows", ["w"]), "TSW-412"),
+        (of_table("rows", ["w", "x"]), "names of tensors of the base, found 'x'"),
+        (of_table("rows", ["w", 1]), "coefficients.'w'.rows[1]: expected a string"),
+        (of_table("rows", "w"), "coefficients.'w'.rows: expected a list"),
+        (of_table("tasks", ["other"]), "TSW-412"),
+        (of_table("tasks", [1]), "coefficients.'w'.tasks[0]: expected a string"),
+        (of_table("clamp", [1, 0]), "TSW-412"),
+        (of_table("clamp", [0]), "two numbers, found 1"),
+        (of_table("clamp", [0, 0.1]), "a finite number that binary32 has"),
+        (of_table("clamp", [0, "1"]), "a finite number that binary32 has"),
+        (of_table("clamp", 1), "coefficients.'w'.clamp: expected a list"),
+        (of_table("clamp", None), "coefficients.'w'.clamp: expected a list"),
+        (lambda d: d["shared"][1].update(role="features"), "TSW-409"),
+    ],
+)
+def test_hostile_tables_are_refused(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    run("export", with_tables(tmp_path), "-o", tmp_path / "x.safetensors", "--to", "safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as opened:
+        metadata = opened.metadata()
+    document = json.loads(metadata["tsw"])
+    change(document)
+    document.pop("content_id")
+    save_file(tensors, tmp_path / "bad.safetensors", metadata | {"tsw": json.dumps(document)})
+    result = CliRunner().invoke(command, ["import", str(tmp_path / "bad.safetensors"), "-o", str(tmp_path / "y.tsw")])
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert not (tmp_path / "y.tsw").exists()
+
+
+def test_coefficients_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    run("export", with_tables(tmp_path), "-o", tmp_path / "x.safetensors", "--to", "safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as opened:
+        metadata = opened.metadata()
+    document = json.loads(metadata["tsw"])
+    number = next(n for n, one in enumerate(document["shared"]) if one["role"] == "coefficients")
+    name = next(name for name in tensors if name.startswith(f"shared/{number}/"))
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    document["shared"][number]["sha256"] = hashlib.sha256(tensors[name].tobytes()).hexdigest()
+    document.pop("content_id")
+    save_file(tensors, tmp_path / "bad.safetensors", metadata | {"tsw": json.dumps(document)})
+    result = CliRunner().invoke(command, ["import", str(tmp_path / "bad.safetensors"), "-o", str(tmp_path / "y.tsw")])
+    assert result.exit_code == 1 and "expected finite coefficients, found NaN or infinity" in result.stderr
     assert not (tmp_path / "y.tsw").exists()

@@ -160,6 +160,7 @@ def test_numbers_in_the_text() -> None:
         f"{lay.SAMPLE_BLOCK:,} bytes at `floor(b (L - {lay.SAMPLE_BLOCK}) / {lay.SAMPLE_BLOCKS - 1})`",
         f"the {len(lay.ENTRY_DOMAIN)} bytes that are `{lay.ENTRY_DOMAIN[:-1].decode()}` in ASCII and a zero byte",
         f"the {len(lay.CONTENT_DOMAIN)} bytes that are `{lay.CONTENT_DOMAIN[:-1].decode()}` in ASCII and a zero byte",
+        f"the {len(lay.COEFFICIENTS_DOMAIN)} bytes that are `{lay.COEFFICIENTS_DOMAIN[:-1].decode()}` in ASCII and a zero byte",
         f"version {lay.FORMAT_VERSION}",
         *(f"`{profile}`" for profile in lay.PROFILES),
     ):

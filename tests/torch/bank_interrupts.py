@@ -11,9 +11,16 @@ from typing import Any
 
 from bank_models import bits
 
-from tswitch_format.torch import SwitchBank
+from tswitch_format.torch import SwitchBank, Tint
+
+State = tuple[tuple[str, float], ...] | Tint
 
 WATCHED = ("torch/bank.py", "torch/activation.py")
+
+
+def state(bank: SwitchBank) -> State:
+    """What is active, as a key."""
+    return bank.current if isinstance(bank.current, Tint) else tuple(bank.current.items())
 
 
 class Interrupts:
@@ -48,8 +55,8 @@ class Interrupts:
 def interrupted_at_random(
     bank: SwitchBank,
     model: Any,
-    combinations: Sequence[dict[str, float]],
-    known: Mapping[tuple[tuple[str, float], ...], Mapping[str, bytes]],
+    combinations: Sequence[dict[str, float] | Tint],
+    known: Mapping[State, Mapping[str, bytes]],
     *,
     turns: int,
     seconds: float,
@@ -77,7 +84,7 @@ def interrupted_at_random(
                 assert isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
                 interrupted += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert bits(model) == known[tuple(bank.current.items())], turn
+            assert bits(model) == known[state(bank)], turn
             bank.deactivate()
             assert bits(model) == known[()], turn
     finally:

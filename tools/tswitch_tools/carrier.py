@@ -13,7 +13,8 @@ tensors. With `{task}` and `{tensor}` names in which % is written %25 and / is w
     {task}/{tensor}/row_factors     U8, F16 or F32 [R]     as stored
     {task}/{tensor}/column_factors  U8, F16 or F32 [C]
     {task}/{tensor}/data            of a dense entry, in its own dtype and shape
-    shared/{number}/{name}/data     a shared vector, of the name of a tensor, or samples of the task of that name
+    shared/{number}/{name}/data     a shared vector, of the name of a tensor, samples of the task of that name, or the
+                                    coefficients of the table of that name
 
 Names of three parts and of four never meet, nor do two of three, since no part has a / of its own. Dtypes that older
 safetensors lack (RAW) are carried as their bytes, U8 [bytes].
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tswitch_format.checkpoint import DTYPE_BY_NAME, DType, TensorSpec
@@ -35,8 +36,8 @@ DOCUMENT_KEY = "tsw"
 
 MASK, SIGN, ROW_FACTORS, COLUMN_FACTORS, DATA = "mask", "sign", "row_factors", "column_factors", "data"
 FACTOR_DTYPES = {name.lower(): DTYPE_BY_NAME[name] for name in ("U8", "F16", "F32")}
-VECTOR, FEATURES = "vector", "features"
-ROLES = (VECTOR, FEATURES)
+VECTOR, FEATURES, COEFFICIENTS = "vector", "features", "coefficients"
+ROLES = (VECTOR, FEATURES, COEFFICIENTS)
 RAW = frozenset({"C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"})
 CHUNK = 1 << 20  # elements: what .tsw files are cut into, and what is moved at once
 
@@ -91,6 +92,16 @@ class CarriedRouter:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriedTable:
+    """What is said of a table of coefficients: names of base tensors and of tasks, least and greatest or None. Its elements
+    are a shared array of role COEFFICIENTS."""
+
+    rows: Sequence[str]
+    tasks: Sequence[str]
+    clamp: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Carried:
     """Everything that a carrier holds but the bytes of its tensors. `aliases`: further names of base tensors."""
 
@@ -104,6 +115,7 @@ class Carried:
     tasks: Sequence[CarriedTask]
     content_id: bytes | None
     router: CarriedRouter | None = None
+    tables: Mapping[str, CarriedTable] = field(default_factory=dict)
 
 
 def escaped(name: str) -> str:
@@ -181,6 +193,7 @@ def to_json(carried: Carried) -> str:
         "base": base,
         "metadata": dict(carried.metadata),
         **({} if carried.router is None else {"router": asdict(carried.router)}),
+        **({"coefficients": {name: _table(table) for name, table in carried.tables.items()}} if carried.tables else {}),
         "shared": [{"role": one.role, **_spec(one.spec), **_hex("sha256", one.sha256)} for one in carried.shared],
         "tasks": [
             {
@@ -194,6 +207,11 @@ def to_json(carried: Carried) -> str:
         ],
     }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _table(table: CarriedTable) -> dict[str, Any]:
+    clamp = {} if table.clamp is None else {"clamp": list(table.clamp)}
+    return {**clamp, "rows": list(table.rows), "tasks": list(table.tasks)}
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tswitch_tools.carrier import (
     CarriedArray,
     CarriedEntry,
     CarriedRouter,
+    CarriedTable,
     CarriedTask,
 )
 
@@ -63,7 +64,7 @@ class _Document:
             document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             self._fail("", "JSON", f"something else: {error}")
-        top = self._map("", document, ("base", "metadata", "shared", "tasks"), ("content_id", "router"))
+        top = self._map("", document, ("base", "metadata", "shared", "tasks"), ("content_id", "coefficients", "router"))
         base = self._map("base", top["base"], ("tensors", "aliases"), ("id", "revision"))
         specs, digests = [], []
         for where, item in self._list("base.tensors", base["tensors"]):
@@ -94,6 +95,7 @@ class _Document:
             tasks=tasks,
             content_id=self._digest("", top, "content_id", 32),
             router=self._router("router", top["router"]) if "router" in top else None,
+            tables=self._tables("coefficients", top["coefficients"], known) if "coefficients" in top else {},
         )
 
     def _array(self, where: str, number: int, item: Any) -> CarriedArray:
@@ -109,6 +111,28 @@ class _Document:
         fields = self._map(where, item, ("k", "metric", "extractor", "preprocessing"))
         texts = {key: self._string(f"{where}.{key}", fields[key]) for key in ("metric", "extractor", "preprocessing")}
         return CarriedRouter(self._number(f"{where}.k", fields["k"], _MAX_SIZE), **texts)
+
+    def _tables(self, where: str, value: Any, base: Mapping[str, TensorSpec]) -> dict[str, CarriedTable]:
+        if not isinstance(value, dict) or not value:
+            self._fail(where, "a map of tables, or no such key", reprlib.repr(value))
+        return {self._string(where, name): self._table(f"{where}.{name!r}", item, base) for name, item in value.items()}
+
+    def _table(self, where: str, item: Any, base: Mapping[str, TensorSpec]) -> CarriedTable:
+        fields = self._map(where, item, ("rows", "tasks"), ("clamp",))
+        rows, tasks = (
+            [self._string(at, name) for at, name in self._list(f"{where}.{key}", fields[key])]
+            for key in ("rows", "tasks")
+        )
+        for name in rows:
+            if name not in base:
+                self._fail(f"{where}.rows", "names of tensors of the base", repr(name[:80]))
+        clamp = None
+        if "clamp" in fields:
+            numbers = [self._exact(at, number) for at, number in self._list(f"{where}.clamp", fields["clamp"])]
+            if len(numbers) != 2:
+                self._fail(f"{where}.clamp", "two numbers", str(len(numbers)))
+            clamp = numbers[0], numbers[1]
+        return CarriedTable(rows, tasks, clamp)
 
     def _task(
         self, where: str, item: Any, base: Mapping[str, TensorSpec], vectors: Sequence[CarriedArray]
@@ -151,7 +175,7 @@ class _Document:
             return CarriedEntry(spec, kind, sha256)
         if not there.dtype.is_float or not spec.dtype.is_float:
             self._fail(f"{where} ({spec.name!r})", "float types in base and expert", f"{there} and {spec}")
-        knob = self._knob(f"{where}.knob", fields["knob"])
+        knob = self._exact(f"{where}.knob", fields["knob"])
         active = self._number(f"{where}.active", fields["active"], spec.elements)
         if kind == "masked":
             number = self._number(f"{where}.vector", fields["vector"], len(vectors) - 1)
@@ -176,7 +200,7 @@ class _Document:
             self._fail(f"{where}.factors", f"none for the shape {list(spec.shape)}", str(factors))
         return tuple(factors)
 
-    def _knob(self, where: str, value: Any) -> float:
+    def _exact(self, where: str, value: Any) -> float:
         number = float(value) if type(value) is float or (type(value) is int and abs(value) < 1 << 53) else math.nan
         with np.errstate(over="ignore"):
             exact = float(np.float32(number)) == number

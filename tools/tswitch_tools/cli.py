@@ -23,6 +23,7 @@ from tswitch_tools.commands.pack import pack
 from tswitch_tools.commands.restore import restore
 from tswitch_tools.commands.route import route
 from tswitch_tools.commands.tall import emr, tall
+from tswitch_tools.commands.tint import tint
 from tswitch_tools.commands.validate import validate
 
 _GROUPS: Mapping[str, Sequence[click.Command]] = {
@@ -30,7 +31,7 @@ _GROUPS: Mapping[str, Sequence[click.Command]] = {
     "Look and check": (info, validate, diff, digest),
     "Files to files": (bundle, extract, repack),
     "Tasks over one vector": (tall, emr),
-    "Tasks by themselves": (route,),
+    "Tasks by themselves": (route, tint),
     "Other people's files": (import_, export),
 }
 

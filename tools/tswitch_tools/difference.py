@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,13 +38,15 @@ class TaskDifference:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two files `a` and `b`. `same` says that their content is the same, so the content ids are too."""
+    """Two files `a` and `b`. `same` says that their content is the same, so the content ids are too. `beside`: of "router" and
+    tables of coefficients, as "table NAME", those that are not the same, each with "differs", "only in a" or "only in b"."""
 
     a: str
     b: str
     same: bool
     same_base: bool
     tasks: Sequence[TaskDifference]
+    beside: Mapping[str, str]
 
     def document(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -62,8 +64,27 @@ def compare(a: SwitchFile, b: SwitchFile) -> Difference:
         else:
             tasks.append(_task(a, b, name))
     base = _same_base(a.base, b.base)
-    same = base and all(task.status == "same" for task in tasks)
-    return Difference(str(a.path), str(b.path), same, base, tasks)
+    mine, theirs = _beside(a), _beside(b)
+    beside = {
+        what: "only in a" if what not in theirs else "only in b" if what not in mine else "differs"
+        for what in sorted({*mine, *theirs})
+        if mine.get(what) != theirs.get(what)
+    }
+    same = base and not beside and all(task.status == "same" for task in tasks)
+    return Difference(str(a.path), str(b.path), same, base, tasks, beside)
+
+
+def _beside(file: SwitchFile) -> dict[str, Any]:
+    """The router and the tables, each as what its digest covers."""
+    container, index = file.container, file.container.index
+    found: dict[str, Any] = {
+        f"table {name}": (keys.document(), container.coefficients(name).sha256)
+        for name, keys in index.coefficients.items()
+    }
+    if index.router is not None:
+        samples = {task: container.features(task) for task in file.tasks}
+        found["router"] = index.router, {task: (one.spec, one.sha256) for task, one in samples.items() if one}
+    return found
 
 
 def _same_base(a: BaseInfo, b: BaseInfo) -> bool:

@@ -1,4 +1,4 @@
-"""What a .tsw file holds and how small it is, from its index alone: no payload is read.
+"""What a .tsw file holds and how small it is, from its index and its tables of coefficients: no other payload is read.
 
 Percentages and bits are of the whole model: all elements of the base's tensors. *Source* is the expert as a checkpoint
 in its own dtypes. What belongs to no task (prologue, index, padding, trailer, shared arrays) is shared out equally, so that
@@ -19,6 +19,7 @@ from tswitch_format.codecs import Codec
 from tswitch_format.container.index import SWITCH_KINDS, Index, Kind, TaskTable
 from tswitch_format.container.reader import Container
 from tswitch_format.switch.file import SwitchFile
+from tswitch_format.switch.tables import CoefficientTable
 
 _BITS = np.array([DTYPES[i].bits if i in DTYPES else 0 for i in range(256)])
 
@@ -97,6 +98,18 @@ class RouterReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TableReport:
+    """A table of coefficients: how many `rows`, which `tasks`; `least` and `greatest` as they are stored, not clamped."""
+
+    name: str
+    rows: int
+    tasks: Sequence[str]
+    clamp: Sequence[float] | None
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True, slots=True)
 class FileReport:
     """A whole file. `version` is that of its format."""
 
@@ -108,6 +121,7 @@ class FileReport:
     base: BaseReport
     shared: SharedReport
     router: RouterReport | None
+    tables: Sequence[TableReport]
     tasks: Sequence[TaskReport]
     metadata: Mapping[str, str]
 
@@ -146,6 +160,7 @@ def report(file: SwitchFile, *, tensors: bool = False) -> FileReport:
         base,
         shared_report,
         _router(container),
+        [_table(table) for table in file.tables.values()],
         [
             _task(
                 index,
@@ -204,6 +219,11 @@ def _router(container: Container) -> RouterReport | None:
     shapes = [features.spec.shape for features in stored if features is not None]
     samples = sum(shape[0] for shape in shapes)
     return RouterReport(keys.k, keys.metric, keys.extractor, keys.preprocessing, samples, len(shapes), shapes[0][1])
+
+
+def _table(table: CoefficientTable) -> TableReport:
+    least, greatest = float(table.values.min()), float(table.values.max())
+    return TableReport(table.name, len(table.rows), list(table.tasks), table.clamp, least, greatest)
 
 
 def _entries(container: Container, number: int) -> list[EntryReport]:

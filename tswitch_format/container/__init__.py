@@ -7,7 +7,7 @@
     index.py      the index as a model, and its bytes
     parse.py      the bytes of an index, checked
     checks.py     what it must say of tasks, entries and segments
-    check_shared.py  what it must say of shared arrays and the router
+    check_shared.py  what it must say of shared arrays, the router and tables of coefficients
     report.py     where a failed check goes
     frame.py      prologue and trailer
     reader.py     an open file: index, and segments verified on first touch

@@ -1,6 +1,10 @@
-"""What the index must say of shared arrays and of the router that some of them belong to: spec sections 5.5 and 5.6."""
+"""What the index must say of shared arrays, and of the router and the tables that some of them belong to: spec sections 5.5 to
+5.7."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +19,8 @@ _FLOAT = np.array([i in DTYPES and DTYPES[i].is_float for i in range(256)])
 
 
 def check_shared(index: Index, place: Place, report: Report) -> None:
-    """Check the records of shared arrays but for their order, and the router. Raises FormatError, or StopReading where the
-    report collects."""
+    """Check the records of shared arrays but for their order, the router and the tables. Raises FormatError, or
+    StopReading where the report collects."""
     shared = index.shared
     records = shared.arrays.records
 
@@ -37,7 +41,15 @@ def check_shared(index: Index, place: Place, report: Report) -> None:
     report.each(_marked(shared.roles, wrong), "TSW-409", expected, spec, blocking=True)
     expected = "features of a task, once"
     report.each(_marked(shared.roles, strange), "TSW-409", expected, spec, blocking=True)
+    tables = np.flatnonzero(shared.roles == lay.SharedRole.COEFFICIENTS)
+    wrong, twice = _wrong_coefficients(index, tables)
+    expected = "coefficients, F32 of two dimensions from 1 up"
+    report.each(_marked(shared.roles, wrong), "TSW-409", expected, spec, blocking=True)
+    expected = "coefficients of a name that no others have"
+    report.each(_marked(shared.roles, twice), "TSW-409", expected, spec, blocking=True)
     _check_router(index, bool(features.size), report)
+    report.gate()  # what follows goes by names and sizes
+    _check_tables(index, tables, place, report)
 
 
 def _marked(roles: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -92,3 +104,66 @@ def _check_router(index: Index, features: bool, report: Report) -> None:
         report.blocking("TSW-411", "router.k", f"1 to {lay.MAX_NEIGHBOURS}", str(router.k))
     if router.metric not in lay.METRICS:
         raise report.newer("TSW-411", "router.metric", " or ".join(lay.METRICS), repr(router.metric[:80]))
+
+
+def _wrong_coefficients(index: Index, tables: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of the arrays `tables` that have no proper type or shape, and those of a name that is there already."""
+    arrays = index.shared.arrays
+    records = arrays.records[tables]
+    proper = (records["dtype"] == F32.id) & (records["ndim"] == lay.TABLE_DIMENSIONS)
+    starts = arrays.starts[tables[proper]]
+    proper[np.flatnonzero(proper)] = (arrays.dims[starts] > 0) & (arrays.dims[starts + 1] > 0)
+    # Names ascend, so equal ones follow one another, whatever other roles lie between them.
+    names = [arrays.names[number] for number in tables.tolist()]
+    same = np.array([ours == before for before, ours in itertools.pairwise(names)], np.bool_)
+    return tables[~proper], tables[1:][same]
+
+
+def _check_tables(index: Index, arrays: NDArray[np.int64], place: Place, report: Report) -> None:
+    """Check what the index says of tables whose arrays are proper."""
+    stored = index.shared.arrays
+    numbers = {stored.names[number]: number for number in arrays.tolist()}
+    untold = np.array([number for name, number in numbers.items() if name not in index.coefficients], np.int64)
+
+    def array(at: int) -> Failure:
+        return Failure(f"shared.tensors[{at}]", repr(stored.names[at][:80]), place.of(stored.records, at))
+
+    expected = "coefficients of a table of that name"
+    report.each(_marked(index.shared.roles, untold), "TSW-412", expected, array, blocking=True)
+    for name, table in index.coefficients.items():
+        where = f"coefficients[{name[:80]!r}]"
+        if name not in numbers:
+            report.blocking("TSW-412", where, "coefficients of that name among the shared arrays", "none")
+            continue
+        rows, columns = stored.shape(numbers[name])
+        _check_rows(index, table.rows, rows, f"{where}.rows", place, report)
+        _check_columns(index, table.tasks, columns, f"{where}.tasks", report)
+        if table.clamp is not None and not (np.isfinite(table.clamp).all() and table.clamp[0] <= table.clamp[1]):
+            found = f"{table.clamp[0]} to {table.clamp[1]}"
+            report.blocking("TSW-412", f"{where}.clamp", "finite numbers, the first not above the second", found)
+
+
+def _check_rows(index: Index, rows: NDArray[np.uint32], count: int, where: str, place: Place, report: Report) -> None:
+    if rows.size != count:
+        expected = f"{count} numbers, one for each row"
+        report.blocking("TSW-412", where, expected, str(rows.size), offset=place.of(rows))
+        return
+
+    def row(at: int) -> Failure:
+        return Failure(f"{where}[{at}]", str(rows[at]), place.of(rows, at))
+
+    bad = rows >= len(index.base)
+    bad[1:] |= rows[1:] <= rows[:-1]
+    report.each(bad, "TSW-412", f"numbers below {len(index.base)} that ascend strictly", row, blocking=True)
+
+
+def _check_columns(index: Index, tasks: Sequence[str], count: int, where: str, report: Report) -> None:
+    if len(tasks) != count:
+        report.blocking("TSW-412", where, f"{count} names, one for each column", str(len(tasks)))
+        return
+    seen: set[str] = set()
+    for number, task in enumerate(tasks):
+        if task in seen or task not in index.task_numbers:
+            found = f"{task[:80]!r} ({'twice' if task in seen else 'no task'})"
+            report.blocking("TSW-412", f"{where}[{number}]", "a task of the file that no other column has", found)
+        seen.add(task)

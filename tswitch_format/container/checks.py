@@ -56,7 +56,8 @@ def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> Non
     def unused(at: int) -> Failure:
         return Failure(f"shared.tensors[{at}]", "none", place.of(arrays, at))
 
-    pointed |= index.shared.roles == lay.SharedRole.FEATURES  # by the router, which there is
+    # By the router and by tables, which there are.
+    pointed |= np.isin(index.shared.roles, (lay.SharedRole.FEATURES, lay.SharedRole.COEFFICIENTS))
     # What nobody uses is not looked at: a small file may have very many.
     report.each(~pointed, "TSW-410", "an entry that uses it", unused, blocking=True)
     report.gate()

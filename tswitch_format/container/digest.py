@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,15 @@ class EntryDigest:
 
 
 def content_id(index: Index) -> bytes | None:
-    """The content id of what an index says, or None where a digest is absent."""
+    """The content id of what an index says, or None where a digest is absent, or where tables have no arrays or no such rows:
+    who writes such an index finds that when it is checked."""
     every = [index.base.records["flags"], *(task.entries["flags"] for task in index.tasks)]
     if not all((flags & lay.HAS_SHA256).all() for flags in every):
         return None
+    arrays = dict(index.shared.named(lay.SharedRole.COEFFICIENTS))
+    for name, table in index.coefficients.items():
+        if name not in arrays or (table.rows >= len(index.base)).any():
+            return None
     out = hashlib.sha256(lay.CONTENT_DOMAIN)
     _base(out, index.base)
     out.update(struct.pack("<I", len(index.aliases)))
@@ -58,7 +63,23 @@ def content_id(index: Index) -> bytes | None:
             out.update(_name(index.name(tensor)) + sha256.tobytes())
     if index.router is not None:
         _router(out, index, index.router)
+    if index.coefficients:
+        _coefficients(out, index, arrays)
     return out.digest()
+
+
+def _coefficients(out: Any, index: Index, arrays: Mapping[str, int]) -> None:
+    out.update(lay.COEFFICIENTS_DOMAIN + struct.pack("<I", len(index.coefficients)))
+    encoded = [_name(tensor) for tensor in index.base.names]  # once: a hostile file has a hundred rows for each
+    for name in sorted(index.coefficients, key=str.encode):
+        table = index.coefficients[name]
+        out.update(_name(name) + struct.pack("<II", len(table.rows), len(table.tasks)))
+        out.update(b"".join(map(encoded.__getitem__, table.rows.tolist())))
+        for task in table.tasks:
+            out.update(_name(task))
+        clamp = table.clamp_bytes
+        out.update(b"\0" if clamp is None else b"\1" + clamp)
+        out.update(index.shared.arrays.records["sha256"][arrays[name]].tobytes())
 
 
 def _router(out: Any, index: Index, router: RouterKeys) -> None:

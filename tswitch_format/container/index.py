@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "HAS_ROW_FACTORS",
     "SWITCH_KINDS",
     "WRITER",
+    "CoefficientKeys",
     "FactorDType",
     "Index",
     "Kind",
@@ -68,6 +69,20 @@ class SharedArrays:
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def named(self, role: SharedRole) -> Iterator[tuple[str, int]]:
+        """Name and number of each array of a role, in order."""
+        for number in np.flatnonzero(self.roles == role).tolist():
+            yield self.arrays.names[number], number
+
+    def find(self, name: str, role: SharedRole) -> int | None:
+        """Number of the first array of that name and role, or None."""
+        number = self.arrays.find(name)
+        while number is not None and number < len(self) and self.arrays.names[number] == name:
+            if self.roles[number] == role:
+                return number
+            number += 1
+        return None
+
     def document(self) -> dict[str, document.Value]:
         """The map in the index."""
         return {**self.arrays.document(), "roles": self.roles.tobytes(), "segments": self.segments.tobytes()}
@@ -88,6 +103,30 @@ class RouterKeys:
 
 
 @dataclass(frozen=True)
+class CoefficientKeys:
+    """What the index says of a table of coefficients (spec section 5.7), whose elements are a shared array: `rows`, numbers of
+    base tensors, u32; `tasks`, the names of those of its columns; `clamp`, least and greatest, or None."""
+
+    rows: NDArray[np.uint32]
+    tasks: Sequence[str]
+    clamp: tuple[float, float] | None = None
+
+    @property
+    def clamp_bytes(self) -> bytes | None:
+        """The clamp as the file has it."""
+        return None if self.clamp is None else np.array(self.clamp, "<f4").tobytes()
+
+    def document(self) -> dict[str, document.Value]:
+        """The map in the index."""
+        clamp = self.clamp_bytes
+        return {
+            **({} if clamp is None else {"clamp": clamp}),
+            "rows": self.rows.astype("<u4").tobytes(),
+            "tasks": list(self.tasks),
+        }
+
+
+@dataclass(frozen=True)
 class Index:
     """Everything that the index says."""
 
@@ -103,6 +142,7 @@ class Index:
     content_id: bytes | None = None
     shared: SharedArrays = field(default_factory=SharedArrays)
     router: RouterKeys | None = None
+    coefficients: Mapping[str, CoefficientKeys] = field(default_factory=dict)
 
     @property
     def mapped(self) -> bool:
@@ -211,6 +251,8 @@ class Index:
             whole["shared"] = self.shared.document()
         if self.router is not None:
             whole["router"] = self.router.document()
+        if self.coefficients:
+            whole["coefficients"] = {name: table.document() for name, table in self.coefficients.items()}
         return document.encode(whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,18 +14,19 @@ from tswitch_format.container import document
 from tswitch_format.container.check_shared import check_shared
 from tswitch_format.container.checks import check_tasks
 from tswitch_format.container.frame import Frame
-from tswitch_format.container.index import Index, RouterKeys, SharedArrays, TaskTable
+from tswitch_format.container.index import CoefficientKeys, Index, RouterKeys, SharedArrays, TaskTable
 from tswitch_format.container.names import Budget, cut_names, name_problem
 from tswitch_format.container.report import Place, Report
 from tswitch_format.container.tensors import ListRules, TensorList
 
 _TYPES = {"map": dict, "array": list, "str": str, "bin": memoryview, "unsigned integer": int}
-_OPTIONAL = {"content_id", "id", "revision", "router", "shared"}
+_OPTIONAL = {"clamp", "coefficients", "content_id", "id", "revision", "router", "shared"}
 _LISTS = {"base": ListRules.BASE, "extra": ListRules.EXTRA, "shared": ListRules.SHARED}
 _LIST_KEYS: Mapping[str, str] = {"dims": "bin", "names": "bin", "tensors": "bin"}
 _BASE_KEYS: Mapping[str, str] = {**_LIST_KEYS, "aliases": "map", "id": "str", "revision": "str"}
 _SHARED_KEYS: Mapping[str, str] = {**_LIST_KEYS, "roles": "bin", "segments": "bin"}
 _ROUTER_KEYS: Mapping[str, str] = {"extractor": "str", "k": "unsigned integer", "metric": "str", "preprocessing": "str"}
+_TABLE_KEYS: Mapping[str, str] = {"clamp": "bin", "rows": "bin", "tasks": "array"}
 _TASK_KEYS: Mapping[str, str] = {
     "checkpoint": "map",
     "entries": "bin",
@@ -33,8 +35,11 @@ _TASK_KEYS: Mapping[str, str] = {
     "recipe": "map",
     "segments": "bin",
 }
+_ROW = np.dtype("<u4")
+_CLAMP_BYTES = 8
 _KEYS: Mapping[str, str] = {
     "base": "map",
+    "coefficients": "map",
     "content_id": "bin",
     "extra": "map",
     "metadata": "map",
@@ -93,6 +98,7 @@ class _Parser:
             None if content_id is None else bytes(content_id),
             self._shared(shared, shared_records),
             RouterKeys(**self._keys(doc["router"], _ROUTER_KEYS, "router")) if "router" in doc else None,
+            self._coefficients(doc.get("coefficients")),
         )
         report.gate()
         self._check_aliases(index)
@@ -161,6 +167,30 @@ class _Parser:
             np.frombuffer(doc["roles"], np.uint8),
             self._table(doc["segments"], lay.SEGMENT, "shared.segments"),
         )
+
+    def _coefficients(self, doc: dict[str, Any] | None) -> Mapping[str, CoefficientKeys]:
+        if doc is None:
+            return {}
+        if not doc:
+            self._report.blocking("TSW-412", "coefficients", "a table", "none")
+        return {name: self._coefficient_keys(keys, f"coefficients[{name[:80]!r}]") for name, keys in doc.items()}
+
+    def _coefficient_keys(self, value: Any, where: str) -> CoefficientKeys:
+        keys = self._keys(value, _TABLE_KEYS, where)
+        for number, task in enumerate(keys["tasks"]):
+            if not isinstance(task, str):
+                self._report.blocking("TSW-307", f"{where}.tasks[{number}]", "str", document.type_name(task))
+        rows, clamp = keys["rows"], keys.get("clamp")
+        if len(rows) % _ROW.itemsize:
+            self._wrong_length(f"{where}.rows", f"a multiple of {_ROW.itemsize} bytes", rows)
+        if clamp is not None and len(clamp) != _CLAMP_BYTES:
+            self._wrong_length(f"{where}.clamp", f"{_CLAMP_BYTES} bytes", clamp)
+        self._report.gate()
+        least_and_greatest = None if clamp is None else struct.unpack("<ff", clamp)
+        return CoefficientKeys(np.frombuffer(rows, _ROW), keys["tasks"], least_and_greatest)
+
+    def _wrong_length(self, where: str, expected: str, data: memoryview) -> None:
+        self._report.blocking("TSW-412", where, expected, str(len(data)), offset=self._place.of(data))
 
     def _tensor_list(self, doc: dict[str, Any], records: NDArray[Any], where: str) -> TensorList:
         dims = int(records["ndim"].sum(dtype=np.int64))

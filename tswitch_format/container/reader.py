@@ -152,13 +152,15 @@ class Container:
 
     def features(self, task: str) -> SharedArray | None:
         """The stored samples of a task, or None where it has none."""
-        shared = self.index.shared
-        number = shared.arrays.find(task) if self.index.router is not None else None
-        while number is not None and number < len(shared) and shared.arrays.names[number] == task:
-            if shared.roles[number] == lay.SharedRole.FEATURES:
-                return self.shared(number)
-            number += 1
-        return None
+        number = self.index.shared.find(task, lay.SharedRole.FEATURES) if self.index.router is not None else None
+        return None if number is None else self.shared(number)
+
+    def coefficients(self, name: str) -> SharedArray:
+        """The elements of a table of coefficients. Raises UnknownNameError where there is none of that name."""
+        number = self.index.shared.find(name, lay.SharedRole.COEFFICIENTS)
+        if number is None:
+            raise UnknownNameError("table", name, self.index.coefficients, where=str(self.path))
+        return self.shared(number)
 
     def find(self, task: str) -> int:
         """Number of the task of that name. Raises UnknownNameError."""
@@ -460,6 +462,14 @@ class SharedArray(Entry):
         """Digest of its bytes as recorded; every such array has one."""
         digest: bytes = self._container.index.shared.arrays.records["sha256"][self.number].tobytes()
         return digest
+
+    def data(self, chunk: int) -> NDArray[np.uint8]:
+        """Bytes of a chunk. Raises FormatError for coefficients that are not finite."""
+        data = super().data(chunk)
+        if self.role is lay.SharedRole.COEFFICIENTS and not np.isfinite(data.view(self.dtype.storage)).all():
+            error = PayloadError(rule="TSW-705", expected="finite coefficients", found="NaN or infinity")
+            raise self._wrong(self._first + chunk, error)
+        return data
 
     def digest(self) -> ContentDigest:
         """The digest of its bytes before that, which `content` gives."""

@@ -10,6 +10,7 @@ overlap.py      the masks of several tasks compared: elements by the number of t
 transfer.py     entries from file to file: bundle, extract, repack
 recalibrate.py  other knobs and factors for a task, all else copied
 routing.py      Router: which tasks a sample needs; a file with samples of its tasks
+tables.py       CoefficientTable: how much of a task goes into a tensor; a file with a table
 merge.py        all tasks of a file in one model: sum, TIES, consensus
 
 options.py      what `pack` can be told, checked

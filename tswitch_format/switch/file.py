@@ -16,6 +16,7 @@ from tswitch_format.container.tensors import Digests, TensorList
 from tswitch_format.container.verify import raise_first
 from tswitch_format.errors import OptionError, UnknownNameError
 from tswitch_format.switch.routing import Router, router_of
+from tswitch_format.switch.tables import CoefficientTable, TablesOf
 from tswitch_format.switch.tensor import Switch
 
 _SHOWN = 20  # names in a message
@@ -115,6 +116,12 @@ class SwitchFile(Closing):
     def router(self) -> Router | None:
         """Which tasks a sample needs, or None where the file does not say. Reads all stored samples each time."""
         return router_of(self.container)
+
+    @property
+    def tables(self) -> Mapping[str, CoefficientTable]:
+        """Tables of coefficients by name: how much of each task goes into each tensor. A table is read when it is asked for,
+        each time."""
+        return TablesOf(self.container)
 
     @property
     def version(self) -> str:

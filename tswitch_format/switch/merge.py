@@ -74,7 +74,7 @@ def merge(
             raise OptionError(f"{file.path}: expected at least one task to merge, found none")
         if method == "consensus" and k > len(chosen):
             raise OptionError(f"k: expected at most {len(chosen)}, as many as there are tasks, found {k}")
-        _check_masks(file, [name for name, _ in chosen])
+        _check_masks(file, [share.task for share in chosen])
         return write_combined(
             reader,
             file,

@@ -28,6 +28,7 @@ from tswitch_format.errors import CheckpointError, OptionError, TswError
 from tswitch_format.switch.apply import apply_chunk, proper_coefficient
 from tswitch_format.switch.base import base_problems, file_name, stored_name
 from tswitch_format.switch.file import SwitchFile
+from tswitch_format.switch.tables import Share, shares_of
 from tswitch_format.switch.tensor import Switch
 
 Progress = Callable[[int, int], None]
@@ -62,6 +63,8 @@ def restore(
     out: str | PathLike[str],
     *,
     tasks: Tasks | None = None,
+    table: str | None = None,
+    layers: str | None = None,
     check_base: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -70,18 +73,32 @@ def restore(
 
     `base`: a path, a mapping of arrays or an nn.Module. `out`: a `.safetensors` file, or a folder (sharded where the base
     is). `tasks`: names, (name, coefficient) pairs or a mapping of name to coefficient, applied in that order; left out: the
-    file's only task. `check_base=False` goes on where the base's sampled digests differ. `progress` gets bytes done and in
-    all.
+    file's only task. `table`: in place of tasks, the name of a table of coefficients of the file: the tasks of its columns,
+    each tensor with its own coefficients (`SwitchFile.tables` has them). `layers`: with a table, the one task whose dense and
+    removed entries count, such as its head; left out: those of all columns, which must agree. `check_base=False` goes on where
+    the base's sampled digests differ. `progress` gets bytes done and in all.
 
     Raises BaseMismatchError, FormatError, UnknownNameError, OptionError, CheckpointError or OutputError; then nothing is
     written.
     """
     count = thread_count(threads)
-    with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
-        chosen = chosen_tasks(file, tasks)
-        return write_combined(
-            reader, file, Path(out), chosen, added, check_base=check_base, threads=count, progress=progress
+    if layers is not None and table is None:
+        raise OptionError(
+            f"layers: expected a table too, found layers of {layers!r} alone; name the table, or leave it out"
         )
+    with borrow_checkpoint(base) as reader, SwitchFile(path) as file:
+        shares = chosen_tasks(file, tasks) if table is None else _table_shares(file, tasks, table, layers)
+        return write_combined(
+            reader, file, Path(out), shares, added, check_base=check_base, threads=count, progress=progress
+        )
+
+
+def _table_shares(file: SwitchFile, tasks: Tasks | None, table: str, layers: str | None) -> list[Share]:
+    if tasks is not None:
+        raise OptionError("tasks: expected none beside a table, whose columns they are; leave out tasks or table")
+    if layers is not None:
+        file.container.find(layers)
+    return shares_of(file.tables[table], layers)
 
 
 def added(switches: Sequence[tuple[Switch, float]], number: int, base: DType) -> Sequence[Term]:
@@ -97,7 +114,7 @@ def write_combined(
     reader: CheckpointReader,
     file: SwitchFile,
     out: Path,
-    chosen: Sequence[tuple[str, float]],
+    shares: Sequence[Share],
     combine: Combine,
     *,
     check_base: bool,
@@ -108,10 +125,10 @@ def write_combined(
     check_output(out, (*reader.paths, file.path))
     for problem in base_problems(file.base, reader, digests=check_base):
         raise problem
-    outputs = _plan(file, reader, chosen)
+    outputs = _plan(file, reader, shares)
     metadata: dict[str, str] = {}
-    for name, _ in chosen:
-        metadata.update(file.container.index.tasks[file.container.find(name)].checkpoint)
+    for share in shares:
+        metadata.update(file.container.index.tasks[file.container.find(share.task)].checkpoint)
     writer = create_checkpoint(out, like=reader, specs=[o.spec for o in outputs], metadata=metadata)
     try:
         total = sum(o.spec.nbytes for o in outputs)
@@ -126,18 +143,18 @@ def write_combined(
     return RestoreResult(out, len(outputs), total)
 
 
-def chosen_tasks(file: SwitchFile, tasks: Tasks | None) -> list[tuple[str, float]]:
-    """Names and coefficients; without `tasks` the file's only one. Raises OptionError or UnknownNameError."""
+def chosen_tasks(file: SwitchFile, tasks: Tasks | None) -> list[Share]:
+    """Tasks with their coefficients; without `tasks` the file's only one. Raises OptionError or UnknownNameError."""
     if tasks is None:
         if len(file.tasks) != 1:
             raise OptionError(
                 f"{file.path}: it has {len(file.tasks)} tasks: {', '.join(file.tasks)}; name those to apply"
             )
-        return [(file.tasks[0], 1.0)]
+        return [Share(file.tasks[0], 1.0)]
     if isinstance(tasks, str):
         raise OptionError(f"tasks: expected a list of names, found the name {tasks!r}; write [{tasks!r}]")
     try:
-        return _pairs(file, tasks)
+        return [Share(name, coefficient) for name, coefficient in _pairs(file, tasks)]
     except (TypeError, ValueError) as error:
         if isinstance(error, TswError):
             raise
@@ -161,19 +178,22 @@ def _pairs(file: SwitchFile, tasks: Tasks) -> list[tuple[str, float]]:
     return pairs
 
 
-def _plan(file: SwitchFile, reader: CheckpointReader, chosen: Sequence[tuple[str, float]]) -> list[_Output]:
+def _plan(file: SwitchFile, reader: CheckpointReader, shares: Sequence[Share]) -> list[_Output]:
     """Every tensor of the result, those of the base first and in its order. Raises OptionError where tasks conflict."""
     found: dict[str, list[tuple[Switch, float]]] = {}
-    for task, coefficient in chosen:
-        for name in file.keys(task):
-            found.setdefault(name, []).append((file.switch(name, task), coefficient))
+    for share in shares:
+        for name in file.keys(share.task):
+            switch = file.switch(name, share.task)
+            # One of 0 is as if there were no entry; on those that are no switches coefficients do not act.
+            coefficient = share.of(name) if switch.is_additive else float(share.layers)
+            if coefficient != 0:
+                found.setdefault(name, []).append((switch, coefficient))
     outputs = []
     for name in (*reader.specs, *reader.aliases):
         target = file_name(file.base, reader, name)
         if target is None:
             raise CheckpointError(f"{reader.location}: tensor {name!r} is none of the base's; give the right base")
         terms = found.get(name, found.get(target, []))
-        terms = [(switch, coefficient) for switch, coefficient in terms if coefficient != 0 or not switch.is_additive]
         if not all(switch.is_additive for switch, _ in terms):
             _check_whole(name, terms)
             if terms[0][0].kind == "dense":
@@ -208,7 +228,8 @@ def _check_whole(name: str, terms: Sequence[tuple[Switch, float]]) -> None:
     if len({switch.content for switch, _ in terms}) > 1:
         tasks = " and ".join(repr(switch.task) for switch, _ in terms)
         raise OptionError(
-            f"tensor {name!r}: tasks {tasks} give it different dense content; restore them one by one [TSW-903]"
+            f"tensor {name!r}: tasks {tasks} give it different dense content; restore them one by one, or with a "
+            "table say whose layers count [TSW-903]"
         )
 
 

@@ -153,7 +153,7 @@ def add_router(
         )
         _check(keys)
         everything = [(container, number) for number in range(len(container.index.tasks))]
-        copy_tasks(Path(out), bare_header(container.index), everything, None, router=keys, features=made)
+        copy_tasks(Path(out), bare_header(container.index), everything, None, router=keys, arrays=made)
     finally:
         container.close()
     return Path(out)

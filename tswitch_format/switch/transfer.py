@@ -1,11 +1,13 @@
 """Entries from file to file: bundle, extract, repack.
 
 Bundle and extract copy encoded bytes without decoding them; repack decodes planes and encodes them for the other profile. All
-write a new file; the content id of what is kept does not change. `copy_tasks` is what they share with `routing.py`.
+write a new file; the content id of what is kept does not change. `copy_tasks` is what they share with `routing.py` and
+`tables.py`.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -20,7 +22,7 @@ from tswitch_format._version import WRITER
 from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import TensorSpec
 from tswitch_format.codecs import array
-from tswitch_format.container.index import Index, RouterKeys, SharedArrays, TaskTable
+from tswitch_format.container.index import CoefficientKeys, Index, RouterKeys, SharedArrays, SharedRole, TaskTable
 from tswitch_format.container.reader import Container, Entry, SharedArray
 from tswitch_format.container.segments import EncodedArray, EncodedEntry, EncodedSegment
 from tswitch_format.container.tensors import TensorList
@@ -110,7 +112,14 @@ def open_whole(path: Path) -> Container:
 def bare_header(index: Index) -> Index:
     """What `copy_tasks` takes of the header of a file."""
     return replace(
-        index, extra=TensorList(), tasks=(), content_id=None, writer=WRITER, shared=SharedArrays(), router=None
+        index,
+        extra=TensorList(),
+        tasks=(),
+        content_id=None,
+        writer=WRITER,
+        shared=SharedArrays(),
+        router=None,
+        coefficients={},
     )
 
 
@@ -168,29 +177,37 @@ def copy_tasks(
     progress: Progress | None,
     *,
     router: RouterKeys | None = None,
-    features: Sequence[EncodedArray] = (),
+    coefficients: Mapping[str, CoefficientKeys] | None = None,
+    arrays: Sequence[EncodedArray] = (),
+    layers: Mapping[str, Sequence[EncodedEntry]] | None = None,
     encode: Callable[[Entry], EncodedEntry] | None = None,
     threads: int = 1,
     edit: TaskEdit | None = None,
 ) -> None:
-    """Write tasks of open files, with the vectors and the samples that belong to them, to a new file.
+    """Write tasks of open files, with the vectors, the samples and the tables that belong to them, to a new file.
 
-    `router`: its keys, if not those of the files; `features`: samples that take the place of a task's; `edit`: what
-    changes in one of the tasks.
+    `router`: its keys, if not those of the files. `coefficients`: what is said of tables that are new, or take the place of
+    others. `arrays`: samples and coefficients that are new, or take the place of those of the same name. `layers`: further
+    entries by task, in the order of a file. `edit`: what changes in one of the tasks.
     """
     check_output(out, (container.path for container, _ in picked))
-    header = replace(header, router=router or _router_of(picked))
+    given = coefficients or {}
+    tables = _tables_of(picked, given)
+    described = {name: container.index.coefficients[name] for name, container in tables.items()}
+    header = replace(header, router=router or _router_of(picked), coefficients={**described, **given})
+    more = layers or {}
     total = sum(len(container.index.tasks[number].entries) for container, number in picked)
+    total += sum(map(len, more.values()))
     done = 0
     with ContainerWriter(out, header) as writer:
-        numbers = _write_shared(writer, picked, features, anew=encode is not None)
+        numbers = _write_shared(writer, picked, tables, arrays, anew=encode is not None)
         for container, number in picked:
             task: TaskTable = container.index.tasks[number]
             own = edit if edit is not None and edit.task == task.name else None
             recipe = own.recipe if own else task.recipe
             writer.begin_task(task.name, recipe=recipe, checkpoint=task.checkpoint, metadata=task.metadata)
-            make = own.encode if own else encode or _copy
-            for entry in ordered_map(make, container.entries(number), threads):
+            made = ordered_map(own.encode if own else encode or _copy, container.entries(number), threads)
+            for entry in heapq.merge(made, more.get(task.name, ()), key=entry_order):
                 vector = numbers[container, entry.vector] if entry.kind is lay.Kind.MASKED else 0
                 writer.add(replace(entry, vector=vector))
                 done += 1
@@ -217,6 +234,30 @@ def _router_of(picked: Sequence[tuple[Container, int]]) -> RouterKeys | None:
     return found[0].index.router if found else None
 
 
+def _tables_of(picked: Sequence[tuple[Container, int]], given: Mapping[str, CoefficientKeys]) -> dict[str, Container]:
+    """The files of the tables all of whose tasks are picked, by name, but for those that are `given`. Raises OptionError where
+    there are different ones of one name."""
+    chosen: dict[Container, set[str]] = {}
+    for container, number in picked:
+        chosen.setdefault(container, set()).add(container.index.tasks[number].name)
+    found: dict[str, Container] = {}
+    for container, tasks in chosen.items():
+        for name, table in container.index.coefficients.items():
+            if name in given or not tasks.issuperset(table.tasks):
+                continue
+            other = found.setdefault(name, container)
+            if _table_content(other, name) != _table_content(container, name):
+                raise OptionError(
+                    f"{container.path}: expected the table {name!r} of {other.path}, or none of that name, found another; "
+                    "write one of the files anew with its table under another name"
+                )
+    return found
+
+
+def _table_content(container: Container, name: str) -> tuple[Any, bytes | None]:
+    return container.index.coefficients[name].document(), container.coefficients(name).sha256
+
+
 def _described(container: Container, features: SharedArray) -> str:
     router = container.index.router
     if router is None:
@@ -228,22 +269,27 @@ def _described(container: Container, features: SharedArray) -> str:
 def _write_shared(
     writer: ContainerWriter,
     picked: Sequence[tuple[Container, int]],
-    features: Sequence[EncodedArray],
+    tables: Mapping[str, Container],
+    given: Sequence[EncodedArray],
     *,
     anew: bool,
 ) -> dict[tuple[Container, int], int]:
-    """Write the shared arrays that the tasks use, equal ones once; (container, number there) -> number in the new file."""
+    """Write the shared arrays that the tasks use, those of tables and those that are given, equal ones once; (container, number
+    there) -> number in the new file."""
     used: dict[tuple[Container, int], SharedArray] = {}
-    given = {array.spec.name for array in features}
+    sampled = {array.spec.name for array in given if array.role is SharedRole.FEATURES}
     for container, number in picked:
         entries, name = container.index.tasks[number].entries, container.index.tasks[number].name
         for vector in np.unique(entries["vector"][entries["kind"] == lay.Kind.MASKED]).tolist():
             used[container, vector] = container.shared(vector)
-        samples = container.features(name) if name not in given else None
+        samples = container.features(name) if name not in sampled else None
         if samples is not None:
             used[container, samples.number] = samples
+    for name, container in tables.items():
+        table = container.coefficients(name)
+        used[container, table.number] = table
     places: dict[tuple[Any, ...], list[tuple[Container, int]]] = {}
-    arrays = {_order(array.spec, array.sha256): array for array in features}
+    arrays = {_order(array.spec, array.sha256): array for array in given}
     for place, shared in used.items():
         key = _order(shared.spec, shared.sha256 or b"")
         arrays.setdefault(key, _copied(shared, anew=anew, mapped=writer.mapped))
@@ -258,6 +304,11 @@ def _write_shared(
 def _order(spec: TensorSpec, sha256: bytes) -> tuple[Any, ...]:
     """What shared arrays ascend by in a file (spec section 5.5)."""
     return spec.name.encode(), spec.dtype.id, len(spec.shape), spec.shape, sha256
+
+
+def entry_order(entry: EncodedEntry) -> tuple[Any, ...]:
+    """What the entries of a task ascend by: those of base tensors come first, which ascend by name."""
+    return entry.added, _order(entry.spec, b"")
 
 
 def _copied(shared: SharedArray, *, anew: bool, mapped: bool) -> EncodedArray:

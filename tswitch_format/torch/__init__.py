@@ -6,6 +6,7 @@
     apply_        a task into a model or a state dict, in place, for good
     SwitchBank    many experts beside one base model, switched in place and back exactly, or one for each row of a batch
     SwitchLinear  one linear layer of such a batch
+    Tint          experts added up by a table of coefficients, for a bank
     Router        which tasks a sample needs, by its nearest stored samples, on a device
     AutoSwitch    a model that takes for each batch the experts that a router finds
     calibrate     knobs and factors of a task, refined on samples; masks and signs stay
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tswitch_format.torch.auto import AutoSwitch
     from tswitch_format.torch.bank import MemoryReport, SwitchBank
     from tswitch_format.torch.calibration import CalibrationResult, calibrate
+    from tswitch_format.torch.combination import Tint
     from tswitch_format.torch.load import SwitchTensors, TorchSwitch
     from tswitch_format.torch.load import SwitchTensors as open  # noqa: A004, N813
     from tswitch_format.torch.mixed import SwitchLinear
@@ -56,6 +58,7 @@ __all__ = [
     "SwitchBank",
     "SwitchLinear",
     "SwitchTensors",
+    "Tint",
     "TorchSwitch",
     "apply_",
     "calibrate",
@@ -73,6 +76,7 @@ _HOMES = {
     "SwitchBank": ("bank", "SwitchBank"),
     "SwitchLinear": ("mixed", "SwitchLinear"),
     "SwitchTensors": ("load", "SwitchTensors"),
+    "Tint": ("combination", "Tint"),
     "TorchSwitch": ("load", "TorchSwitch"),
     "apply_": ("apply", "apply_"),
     "calibrate": ("calibration", "calibrate"),

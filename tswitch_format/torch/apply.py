@@ -8,6 +8,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from tswitch_format.container.source import Backend
+from tswitch_format.switch.tables import Share
 from tswitch_format.torch.activation import Activation, Store
 from tswitch_format.torch.combination import changes
 from tswitch_format.torch.expert import load_expert
@@ -39,7 +40,7 @@ def apply_(
     expert = load_expert(
         weights, path, task, check_base=check_base, backend=backend, staging_bytes=staging_bytes, threads=threads
     )
-    activation = Activation(changes(weights, [(expert.task, expert, coefficient)]), Store())
+    activation = Activation(changes(weights, [(Share(expert.task, coefficient), expert)]), Store())
     try:
         activation.make()
     except BaseException:

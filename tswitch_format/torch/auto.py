@@ -172,7 +172,7 @@ class AutoSwitch:
         groups: dict[tuple[float, ...], list[int]] = {}
         for row, found in enumerate(weights):
             groups.setdefault(tuple(found), []).append(row)
-        active = dict(self._bank.current)
+        active = self._bank.current
         outputs, indices = [], []
         for found, rows in sorted(groups.items(), key=lambda group: _combination(tasks, group[0]) != active):
             index = torch.tensor(rows)  # on the host: then it cuts tensors of every device

@@ -19,14 +19,14 @@ from tswitch_format.container.source import Backend
 from tswitch_format.errors import OptionError, UnknownNameError
 from tswitch_format.switch.apply import proper_coefficient
 from tswitch_format.torch.activation import Activation, Change, Store, add_sizes
-from tswitch_format.torch.combination import changes
+from tswitch_format.torch.combination import Combination, Tint, changes, check_rows, same, shares
 from tswitch_format.torch.expert import Expert, load_expert
 from tswitch_format.torch.mixed import MixedModel
 from tswitch_format.torch.mixed.routing import TaskIds
 from tswitch_format.torch.staging import DEFAULT_BYTES
 from tswitch_format.torch.weights import ModelWeights
 
-Combination = str | Mapping[str, float]
+Wanted = str | Mapping[str, float] | Tint
 Stamp = tuple[Any, ...]
 
 
@@ -55,6 +55,7 @@ class SwitchBank:
         with bank.active("math"):                       # or activate() and deactivate()
             model(...)
         bank.activate({"math": 0.6, "code": 0.4})
+        bank.activate(Tint(table, layers="math"))       # for each weight its own coefficients
         bank.forward_mixed(x, task_ids=["math", "code", None])  # each row of a batch with its own
 
     `model`: an nn.Module or a mapping of name to tensor, on one device or several. Each expert's switches lie packed on the
@@ -80,7 +81,7 @@ class SwitchBank:
         for name in self._weights:  # now, while the model is the base
             self._weights.sampled(name)
         self._experts: dict[str, Expert] = {}
-        self._current: dict[str, float] = {}
+        self._current: Combination = {}
         self._blocks: list[_Block] = []  # of `active`, that are open
         self._under_way = False  # whether a mixed batch is
         self._events: dict[torch.device, torch.cuda.Event] = {}  # the last thing done on each CUDA device
@@ -96,9 +97,9 @@ class SwitchBank:
         return list(self._experts)
 
     @property
-    def current(self) -> Mapping[str, float]:
-        """What is active: expert -> coefficient; empty after `deactivate`."""
-        return MappingProxyType(dict(self._current))
+    def current(self) -> Mapping[str, float] | Tint:
+        """What is active: expert -> coefficient, or the Tint; empty after `deactivate`."""
+        return self._current if isinstance(self._current, Tint) else MappingProxyType(dict(self._current))
 
     def add(
         self,
@@ -143,7 +144,7 @@ class SwitchBank:
         """Forget an expert. Raises UnknownNameError, or OptionError while it is active."""
         with self._using():
             self._expert(name)
-            if any(name in held for held in (self._current, *(block.before for block in self._blocks))):
+            if any(name in _names(held) for held in (self._current, *(block.before for block in self._blocks))):
                 raise OptionError(
                     f"bank: expert {name!r} is active, or a block returns to it; deactivate() before remove()"
                 )
@@ -151,8 +152,9 @@ class SwitchBank:
             del self._experts[name]
             self._mixed = None
 
-    def activate(self, combination: Combination) -> None:
-        """Make the model this expert, or this sum of experts with coefficients, whatever it was before.
+    def activate(self, combination: Wanted) -> None:
+        """Make the model this expert, or this sum of experts with coefficients, or with a table with those of each weight,
+        whatever it was before.
 
         Everything is checked before anything changes; where it fails, the model is made what it was again, or, if that fails
         too, the base. Raises UnknownNameError, OptionError.
@@ -166,7 +168,7 @@ class SwitchBank:
             self._switch({})
 
     @contextmanager
-    def active(self, combination: Combination) -> Iterator[None]:
+    def active(self, combination: Wanted) -> Iterator[None]:
         """Activate for the length of a block, then what was active before. Other threads wait for the end of the block; tasks
         of asyncio cannot wait in one thread, so another task's block there is refused (OptionError)."""
         with self._using():
@@ -212,7 +214,7 @@ class SwitchBank:
         with self._using():
             if self._current:
                 raise OptionError(
-                    f"forward_mixed: expected the base, found {', '.join(self._current)} active; deactivate() first"
+                    f"forward_mixed: expected the base, found {', '.join(_names(self._current))} active; deactivate() first"
                 )
             if not isinstance(self._weights.model, nn.Module):
                 raise OptionError(
@@ -235,7 +237,7 @@ class SwitchBank:
         """
         with self._using():
             if self._current:
-                raise OptionError(f"bank: {', '.join(self._current)} is active; deactivate() before release()")
+                raise OptionError(f"bank: {', '.join(_names(self._current))} is active; deactivate() before release()")
             self._finish()
             self._store.clear()
             self._mixed = None
@@ -251,7 +253,7 @@ class SwitchBank:
             return MemoryReport(experts, kept, self._mixed.nbytes if self._mixed else 0, add_sizes(vectors.values()))
 
     def __repr__(self) -> str:
-        return f"<SwitchBank experts {self.experts} active {dict(self._current)}>"
+        return f"<SwitchBank experts {self.experts} active {self._current}>"
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -289,29 +291,34 @@ class SwitchBank:
         if name in self._experts:
             raise OptionError(f"bank: there is an expert {name!r} already; remove it first, or choose another name")
 
-    def _wanted(self, combination: Combination) -> dict[str, float]:
+    def _wanted(self, combination: Wanted) -> Combination:
+        if isinstance(combination, Tint):
+            for name in _names(combination):
+                self._expert(name)
+            check_rows(combination.table, self._experts)
+            return combination
         if isinstance(combination, str):
             combination = {combination: 1.0}
         if not isinstance(combination, Mapping) or not combination:
             raise OptionError(
-                f"activate: expected an expert's name, or a mapping of names to coefficients, found {combination!r}; "
-                "deactivate() gives the base"
+                f"activate: expected an expert's name, or a mapping of names to coefficients, or a Tint, found "
+                f"{combination!r}; deactivate() gives the base"
             )
         for name in combination:
             self._expert(name)
         # In the widest arithmetic; in that of each tensor when changes are made of it.
         return {name: proper_coefficient(value, F64, f"expert {name!r}") for name, value in combination.items()}
 
-    def _changes(self, wanted: Mapping[str, float]) -> list[Change]:
-        return changes(self._weights, [(name, self._experts[name], wanted[name]) for name in wanted])
+    def _changes(self, wanted: Combination) -> list[Change]:
+        return changes(self._weights, [(share, self._experts[share.task]) for share in shares(wanted)])
 
-    def _activate(self, wanted: dict[str, float]) -> None:
-        if list(wanted.items()) == list(self._current.items()):
+    def _activate(self, wanted: Combination) -> None:
+        if same(wanted, self._current):
             self._check_untouched(self._touched)
         else:
             self._switch(wanted)
 
-    def _switch(self, wanted: dict[str, float]) -> None:
+    def _switch(self, wanted: Combination) -> None:
         """From what is active to what is wanted. Whatever fails, and wherever an interrupt comes, what was active is made
         again; `_activation` always knows what to undo, for it is there before anything changes."""
         made = self._changes(wanted)
@@ -325,7 +332,7 @@ class SwitchBank:
             self._make(before, self._changes(before))
             raise
 
-    def _make(self, wanted: dict[str, float], made: list[Change]) -> None:
+    def _make(self, wanted: Combination, made: list[Change]) -> None:
         if made:
             activation = Activation(made, self._store)
             self._touched = [change.name for change in made]
@@ -368,8 +375,13 @@ class SwitchBank:
 class _Block:
     """A block of `active`: what it returns to, and the asyncio task that it belongs to, if any."""
 
-    before: dict[str, float]
+    before: Combination
     task: object
+
+
+def _names(combination: Combination) -> list[str]:
+    """The experts that have a part in a combination."""
+    return [share.task for share in shares(combination)]
 
 
 def _task() -> object:

@@ -39,6 +39,8 @@ def diff(ctx: click.Context, *, a: Path, b: Path, quiet: bool, as_json: bool) ->
 
 def _print(found: Difference) -> None:
     click.echo(f"base: {'same' if found.same_base else 'differs'}")
+    for what, how in found.beside.items():
+        click.echo(f"{printable(what)}: {how}")
     for task in found.tasks:
         click.echo(f"task {printable(task.name)}: {_status(task)}")
         for tensor in task.tensors:

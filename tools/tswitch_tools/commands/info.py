@@ -31,9 +31,9 @@ _RULE = len("projection")  # columns: no rule has a longer word
 def info(*, file: Path, tensors: bool, overlap: bool, picture: Path | None, as_json: bool) -> None:
     """Show what a file holds and how small it is.
 
-    Only the index is read, and with --overlap the masks. Sizes are of the whole model: '% of fp32' is of 4 bytes for each
-    element of the base, '% of ... source' of the expert's checkpoint in its own types. 'bits' and 'entropy' (what ideal
-    codes would need for masks and signs) are bits an element of the base.
+    Only the index and tables of coefficients are read, and with --overlap the masks. Sizes are of the whole model: '% of fp32'
+    is of 4 bytes for each element of the base, '% of ... source' of the expert's checkpoint in its own types. 'bits' and
+    'entropy' (what ideal codes would need for masks and signs) are bits an element of the base.
 
     --overlap counts, for the float tensors of the base, the elements that are active in no task (catastrophic), in one
     (selfish), in two and so on, and for each pair of tasks the share that is active in both of what is active in either.
@@ -98,6 +98,13 @@ def _print_file(found: FileReport, console: Console) -> None:
         console.print(
             f"router: {router.k} nearest by {router.metric} of {router.samples} samples of {router.tasks} tasks, "
             f"{router.width} numbers each" + "".join(f", {what} {printable(text)}" for what, text in words if text),
+            soft_wrap=True,
+        )
+    for table in found.tables:
+        clamped = "" if table.clamp is None else ", clamped to {} to {}".format(*map(rounded, table.clamp))
+        console.print(
+            f"table {printable(table.name)}: {table.rows} tensors, tasks {', '.join(map(printable, table.tasks))}; "
+            f"{rounded(table.least)} to {rounded(table.greatest)}{clamped}",
             soft_wrap=True,
         )
     for key, value in found.metadata.items():

@@ -36,6 +36,10 @@ def _tasks(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     metavar="NAME[=COEFFICIENT]",
     help="Task to apply; the only one if left out. Repeatable: several are added up in the given order.",
 )
+@click.option(
+    "--table", metavar="NAME", help="In place of tasks: a table of coefficients of the file, for each tensor its own."
+)
+@click.option("--layers", metavar="TASK", help="With --table: the task whose own layers count, such as its head.")
 @click.option("--check-base/--no-check-base", default=True, help="Refuse a base of other content, or go on with it.")
 @options.threads
 @options.quiet
@@ -45,6 +49,8 @@ def restore(
     file: Path,
     out: Path,
     tasks: list[tuple[str, float]],
+    table: str | None,
+    layers: str | None,
     check_base: bool,
     threads: int | None,
     quiet: bool,
@@ -58,10 +64,19 @@ def restore(
       tsw restore base/ math.tsw -o math/
       tsw restore base.safetensors all.tsw -o mix.safetensors --task math=0.5 --task code=0.5
       tsw restore base.safetensors math.tsw -o without.safetensors --task math=-1
+      tsw restore base.safetensors tinted.tsw -o mnist.safetensors --table tinting --layers mnist
     """
     with progress_bar("restore", quiet=quiet) as progress:
         result = tsw.restore(
-            base, file, out, tasks=tasks or None, check_base=check_base, threads=threads, progress=progress
+            base,
+            file,
+            out,
+            tasks=tasks or None,
+            table=table,
+            layers=layers,
+            check_base=check_base,
+            threads=threads,
+            progress=progress,
         )
     if not quiet:
         click.echo(f"{printable(result.path)}: {result.tensors} tensors, {size(result.nbytes)}")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 import tswitch_format as tsw
-from tswitch_format.checkpoint import borrow_checkpoint
-from tswitch_format.errors import CheckpointError, OptionError
+from tswitch_format.errors import OptionError
+from tswitch_tools.arrays import read_array
 from tswitch_tools.commands import options
 from tswitch_tools.tables import output_console, print_in_blocks
 from tswitch_tools.text import printable, rounded, size
 
-_NPY = b"\x93NUMPY"
+_SAMPLES = "the samples of a task"
 
 
 @click.group()
@@ -82,7 +80,7 @@ def build(
       tsw route build all.tsw -o routed.tsw --features math=math.npy --features code=code.npy
       tsw route build routed.tsw -o more.tsw --features law=law.safetensors
     """
-    given = {task: _read(path) for task, path in features.items()}
+    given = {task: read_array(path, _SAMPLES) for task, path in features.items()}
     if half:
         given = {task: samples.astype(np.float16) for task, samples in given.items()}
     tsw.add_router(file, out, given, k=k, metric=metric, extractor=extractor, preprocessing=preprocessing)
@@ -119,7 +117,7 @@ def query(*, file: Path, features: Path, mode: str, as_json: bool) -> None:
         router = opened.router
     if router is None:
         raise OptionError(f"{file}: expected a file with a router, found one without; make it with 'tsw route build'")
-    weights = router.weights(_read(features))
+    weights = router.weights(read_array(features, _SAMPLES))
     if mode != "sample":
         weights = weights.mean(axis=0, keepdims=True)
     if mode == "hard":
@@ -134,27 +132,3 @@ def query(*, file: Path, features: Path, mode: str, as_json: bool) -> None:
         [str(number) if mode == "sample" else mode, *map(rounded, row.tolist())] for number, row in enumerate(weights)
     ]
     print_in_blocks(output_console(), [first, *map(printable, router.tasks)], rows, left=[first])
-
-
-def _read(path: Path) -> NDArray[Any]:
-    """Samples of a file: [n, D]."""
-    try:
-        with path.open("rb") as stream:
-            is_npy = stream.read(len(_NPY)) == _NPY
-        if is_npy:
-            return np.asarray(np.load(path, allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{path}: expected an NPY file of numbers, found one that cannot be read ({error})"
-        ) from error
-    with borrow_checkpoint(path) as reader:
-        if len(reader.specs) != 1:
-            raise CheckpointError(
-                f"{path}: expected one tensor, the samples of a task, found {len(reader.specs)}; save them alone"
-            )
-        ((name, spec),) = reader.specs.items()
-        if spec.dtype.name not in ("F16", "F32", "F64"):
-            raise CheckpointError(f"{path}: expected F16, F32 or F64 numbers, found {spec}; convert them")
-        raw = np.empty(spec.nbytes, np.uint8)
-        reader.read_into(name, 0, raw)
-    return raw.view(spec.dtype.storage).reshape(spec.shape)

@@ -42,6 +42,7 @@ from tswitch_tools.carrier import (
     CarriedArray,
     CarriedEntry,
     CarriedRouter,
+    CarriedTable,
     CarriedTask,
     all_tensors,
     array_tensor,
@@ -95,12 +96,19 @@ def convert(
 
 
 def _used(container: Container, tasks: Sequence[int]) -> list[SharedArray]:
-    """The shared vectors that some tasks select from, and their samples, in order."""
+    """The shared vectors that some tasks select from, their samples and tables, in order."""
     chosen = [container.index.tasks[number] for number in tasks]
     tables = [task.entries for task in chosen]
     used = {int(v) for table in tables for v in np.unique(table["vector"][table["kind"] == Kind.MASKED])}
+    used |= {container.coefficients(name).number for name in _tables(container, tasks)}
     used |= {features.number for task in chosen if (features := container.features(task.name)) is not None}
     return [container.shared(number) for number in sorted(used)]
+
+
+def _tables(container: Container, tasks: Sequence[int]) -> list[str]:
+    """The tables all of whose tasks are among some."""
+    names = {container.index.tasks[number].name for number in tasks}
+    return [name for name, table in container.index.coefficients.items() if names.issuperset(table.tasks)]
 
 
 def _carried(file: SwitchFile, tasks: Sequence[int], shared: Sequence[SharedArray]) -> Carried:
@@ -113,6 +121,7 @@ def _carried(file: SwitchFile, tasks: Sequence[int], shared: Sequence[SharedArra
     )
     routed = any(one.role.name.lower() == FEATURES for one in shared)
     router = index.router if routed else None
+    coefficients = {name: index.coefficients[name] for name in _tables(container, tasks)}
     return Carried(
         base=[index.base.spec(number) for number in range(len(index.base))],
         digests=[index.base.digests(number) for number in range(len(index.base))],
@@ -134,8 +143,12 @@ def _carried(file: SwitchFile, tasks: Sequence[int], shared: Sequence[SharedArra
             )
             for number, table in zip(tasks, chosen, strict=True)
         ],
-        content_id=content_id(replace(index, tasks=chosen, shared=arrays, router=router)),
+        content_id=content_id(replace(index, tasks=chosen, shared=arrays, router=router, coefficients=coefficients)),
         router=CarriedRouter(**vars(router)) if router else None,
+        tables={
+            name: CarriedTable([index.base.names[row] for row in keys.rows.tolist()], list(keys.tasks), keys.clamp)
+            for name, keys in coefficients.items()
+        },
     )
 
 

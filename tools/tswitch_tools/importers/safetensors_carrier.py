@@ -24,7 +24,7 @@ from tswitch_format import BaseInfo, BuildResult
 from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
 from tswitch_format.codecs import bits
-from tswitch_format.container.index import WRITER, FactorDType, Index, RouterKeys, SharedRole
+from tswitch_format.container.index import WRITER, CoefficientKeys, FactorDType, Index, RouterKeys, SharedRole
 from tswitch_format.container.segments import EncodedArray, EncodedEntry
 from tswitch_format.container.tensors import TensorList
 from tswitch_format.container.writer import ContainerWriter
@@ -41,6 +41,7 @@ from tswitch_format.switch.encode import (
 )
 from tswitch_tools.carrier import (
     CHUNK,
+    COEFFICIENTS,
     COLUMN_FACTORS,
     DATA,
     DOCUMENT_KEY,
@@ -157,7 +158,9 @@ def _only(carried: Carried, task: str, source: Path) -> Carried:
     chosen = carried.tasks[names.index(task)]
     vectors = {entry.vector for entry in chosen.entries if entry.kind == "masked"}
     samples = {one.number for one in carried.shared if one.role == FEATURES and one.spec.name == task}
-    used = sorted(vectors | samples)
+    tables = {name: table for name, table in carried.tables.items() if set(table.tasks) <= {task}}
+    coefficients = {one.number for one in carried.shared if one.role == COEFFICIENTS and one.spec.name in tables}
+    used = sorted(vectors | samples | coefficients)
     entries = [
         replace(entry, vector=used.index(entry.vector)) if entry.kind == "masked" else entry for entry in chosen.entries
     ]
@@ -168,6 +171,7 @@ def _only(carried: Carried, task: str, source: Path) -> Carried:
         tasks=[replace(chosen, entries=entries)],
         content_id=None,
         router=carried.router if samples else None,
+        tables=tables,
     )
 
 
@@ -231,6 +235,10 @@ class _Import:
             metadata=carried.metadata,
             writer=WRITER,
             router=RouterKeys(**asdict(carried.router)) if carried.router else None,
+            coefficients={
+                name: CoefficientKeys(np.array([numbers[row] for row in table.rows], "<u4"), table.tasks, table.clamp)
+                for name, table in carried.tables.items()
+            },
         )
 
     @property
@@ -239,13 +247,16 @@ class _Import:
 
     def _array(self, vector: CarriedArray) -> EncodedArray:
         name, dtype = array_tensor(vector).name, vector.spec.dtype
-        chunks = (
-            self._read(name, dtype.nbytes(start), dtype.nbytes(min(CHUNK, vector.spec.elements - start))).view(
-                dtype.storage
-            )
-            for start in range(0, vector.spec.elements, CHUNK)
-        )
-        made = encode_vector(vector.spec, chunks, mapped=self._mapped)
+
+        def chunks() -> Iterator[NDArray[np.generic]]:
+            for start in range(0, vector.spec.elements, CHUNK):
+                count = min(CHUNK, vector.spec.elements - start)
+                chunk = self._read(name, dtype.nbytes(start), dtype.nbytes(count)).view(dtype.storage)
+                if vector.role == COEFFICIENTS and not np.isfinite(chunk).all():
+                    self._fail(f"tensor {name!r}", "finite coefficients", "NaN or infinity")
+                yield chunk
+
+        made = encode_vector(vector.spec, chunks(), mapped=self._mapped)
         if made.sha256 != vector.sha256:
             self._fail(f"tensor {name!r}", f"content of SHA-256 {vector.sha256.hex()}", made.sha256.hex())
         return replace(made, role=SharedRole[vector.role.upper()])
