@@ -18,6 +18,7 @@ from pathlib import Path
 from making import (
     applying,
     applying_masked,
+    applying_tables,
     broken_content,
     broken_document,
     broken_frame,
@@ -25,10 +26,12 @@ from making import (
     broken_records,
     broken_router,
     broken_segments,
+    broken_tables,
     limits,
     masked,
     newer,
     router,
+    tables,
     valid,
 )
 from making.suite import Suite, dumped
@@ -49,8 +52,9 @@ def make() -> Mapping[str, bytes]:
         broken_content,
         broken_masked,
         broken_router,
+        broken_tables,
     )
-    for group in (valid, masked, router, limits, *broken, newer, applying, applying_masked):
+    for group in (valid, masked, router, tables, limits, *broken, newer, applying, applying_masked, applying_tables):
         group.add(suite)
     suite.manifest.sort(key=lambda record: FOLDERS.index(record["path"].split("/")[0]))
     return {**suite.files, "manifest.json": dumped(suite.manifest)}

@@ -1,5 +1,5 @@
-"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, shared vectors, routers, tied, new and
-removed tensors."""
+"""Seeded models and files of them: dtypes, shapes, densities, profiles, factors, tasks, shared vectors, routers, tables of
+coefficients, tied, new and removed tensors."""
 
 from __future__ import annotations
 
@@ -58,11 +58,12 @@ class Checkpoint:
 
 
 class Made(NamedTuple):
-    """A base and a file of tasks on it."""
+    """A base and a file of tasks on it, maybe with tables of coefficients of these names."""
 
     base: Model
     tasks: list[str]
     data: bytes
+    tables: list[str]
 
 
 def _bytes(values: NDArray[np.float64], dtype: str) -> bytes:
@@ -92,7 +93,8 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
     }
     masks = ["masked", "also masked"][: seed % 7 // 3]
     parts = [folder / f"{number}.tsw" for number in range(len(names) + bool(masks))]
-    whole, routed = folder / "whole.tsw", folder / "routed.tsw"
+    made, more = folder / "whole.tsw", [folder / f"more {number}.tsw" for number in range(3)]
+    tables = ["table", *names[:1]][: seed % 3]
     with written_to_memory():
         for task, path in zip(names, parts, strict=False):
             tuned = _tuned(rng, values, dtypes)
@@ -108,10 +110,14 @@ def make(seed: int, folder: Path, *, chunks: bool = False) -> Made:
             )
         if masks:
             _build_masks(Checkpoint(base, tied), base, masks, parts[-1], options["profile"], options["base_id"], seed)
-        tsw.bundle(parts, whole)
+        tsw.bundle(parts, made)
         if seed % 4 == 1:
-            _add_router(whole, routed, names + masks, seed)
-    return Made(base, names + masks, (routed if seed % 4 == 1 else whole).read_bytes())
+            _add_router(made, more[2], names + masks, seed)
+            made = more[2]
+        for number, table in enumerate(tables):
+            _add_table(made, more[number], table, list(base), names + masks, seed + number)
+            made = more[number]
+    return Made(base, names + masks, made.read_bytes(), tables)
 
 
 def _add_router(path: Path, out: Path, tasks: list[str], seed: int) -> None:
@@ -131,6 +137,17 @@ def _add_router(path: Path, out: Path, tasks: list[str], seed: int) -> None:
         extractor=str(rng.choice(["", "somebody/extractor", "\u00e9\n"])),
         preprocessing=str(rng.choice(["", "none"])),
     )
+
+
+def _add_table(path: Path, out: Path, name: str, tensors: list[str], tasks: list[str], seed: int) -> None:
+    """Coefficients of some of the tensors and of some of the tasks. Its own generator, as that of masks."""
+    rng = np.random.default_rng([seed, 3])
+    rows = sorted(rng.permutation(tensors)[: rng.integers(1, len(tensors) + 1)].tolist(), key=str.encode)
+    columns = rng.permutation(tasks)[: rng.integers(1, len(tasks) + 1)].tolist()
+    values = rng.normal(size=(len(rows), len(columns))) * rng.choice([0, 1, 1, 1e-3, 1e-40], (len(rows), len(columns)))
+    values = np.where(rng.random(values.shape) < 0.2, 1, values).astype("<f4")
+    clamp = (None, (0.0, 1.0), (-0.5, 0.25), (0.0, 0.0))[rng.integers(4)]
+    tsw.add_table(path, out, name, values, rows=rows, tasks=columns, clamp=clamp)
 
 
 def _build_masks(

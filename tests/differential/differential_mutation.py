@@ -158,7 +158,7 @@ def _index(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """One or two fields of tables, now and then the `k` of a router."""
+    """One or two fields of tables, now and then the `k` of a router or the columns of a table of coefficients."""
     apart = Parts.of(data)
     tables: list[tuple[dict[str, bytes], str, np.dtype[np.void]]] = []
     lists = [apart.document[key] for key in ("base", "extra", "shared") if key in apart.document]
@@ -167,9 +167,14 @@ def _record(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     if "shared" in apart.document:
         tables += [(apart.document["shared"], "segments", lay.SEGMENT)]
         tables += [(apart.document["shared"], "roles", np.dtype([("role", "u1")]))]
+    for given in apart.document.get("coefficients", {}).values():
+        tables += [(given, "rows", np.dtype([("row", "<u4")])), (given, "clamp", np.dtype([("bound", "<u4")]))]
+        if rng.random() < 0.1:
+            names = given["tasks"]
+            given["tasks"] = rng.choice((names[::-1], names[1:], names * 2, names[:1] + names[:-1]))
     for task in apart.document["tasks"]:
         tables += [(task, "entries", lay.ENTRY), (task, "segments", lay.SEGMENT)] * 2
-    tables = [table for table in tables if table[0][table[1]]]
+    tables = [table for table in tables if table[0].get(table[1])]
     if "router" in apart.document and rng.random() < 0.2:
         apart.document["router"]["k"] = rng.choice(EDGES)
     for _ in range(rng.choice((1, 1, 2)) if tables else 0):

@@ -13,7 +13,7 @@ import pytest
 from differential_models import Made, make
 from differential_readers import library
 from tsw_reference import BrokenError, UsageError, read
-from tsw_reference.application import Array, apply
+from tsw_reference.application import Array, apply, apply_table
 
 import tswitch_format as tsw
 
@@ -34,9 +34,11 @@ def by_reference(case: dict[str, Any]) -> Output:
         name: Array(t["dtype"], tuple(t["shape"]), bytes.fromhex(t["data"]["hex"])) for name, t in case["base"].items()
     }
     try:
-        made = apply(
-            read(bytes.fromhex(case["file"]["hex"])), base, [(name, float(text)) for name, text in case["tasks"]]
-        )
+        file = read(bytes.fromhex(case["file"]["hex"]))
+        if "table" in case:
+            made = apply_table(file, base, case["table"], case.get("layers"))
+        else:
+            made = apply(file, base, [(name, float(text)) for name, text in case["tasks"]])
     except BrokenError as error:
         return error.rule
     except UsageError as error:
@@ -88,14 +90,15 @@ def case_of(made: Made, seed: int, tied: bool) -> dict[str, Any]:
     """
     rng = np.random.default_rng(seed)
     names = rng.permutation(made.tasks).tolist()
+    return given_of(made, tied) | {"tasks": [[name, repr(float(rng.choice(COEFFICIENTS)))] for name in names]}
+
+
+def given_of(made: Made, tied: bool) -> dict[str, Any]:
+    """File and base of a case."""
     base = {name: tensor.case() for name, tensor in made.base.items()}
     if tied:
         base["z.tied"] = base["t0"]
-    return {
-        "file": {"hex": made.data.hex()},
-        "base": base,
-        "tasks": [[name, repr(float(rng.choice(COEFFICIENTS)))] for name in names],
-    }
+    return {"file": {"hex": made.data.hex()}, "base": base}
 
 
 def check(seed: int, folder: Path) -> bool:
@@ -109,6 +112,30 @@ def check(seed: int, folder: Path) -> bool:
 def test_restored_experts(tmp_path: Path) -> None:
     applied = sum(check(seed, tmp_path) for seed in range(CASES))
     assert CASES // 2 < applied <= CASES
+
+
+def check_tables(seed: int, folder: Path) -> tuple[int, int]:
+    """Compare what the file's tables give, with the layers of nobody and of each task: how many applied, how many refused."""
+    made = make(seed, folder)
+    outcomes = []
+    for table in made.tables:
+        for layers in ({}, *({"layers": task} for task in made.tasks)):
+            case = given_of(made, tied=seed % 6 == 0) | {"table": table, **layers}
+            ours, theirs = by_library(case, folder), by_reference(case)
+            assert agree(ours, theirs), (seed, table, layers, ours, theirs)
+            outcomes.append(isinstance(ours, str))
+    return outcomes.count(False), outcomes.count(True)
+
+
+def test_tables(tmp_path: Path) -> None:
+    applied, refused = np.sum([check_tables(seed, tmp_path) for seed in range(CASES)], 0)
+    assert applied > CASES and refused
+
+
+@pytest.mark.slow
+def test_many_tables(tmp_path: Path) -> None:
+    applied, refused = np.sum([check_tables(seed, tmp_path) for seed in range(CASES, 1000)], 0)
+    print(f"\ntables: {applied:,} applied by both with equal bytes, {refused:,} refused by both")
 
 
 @pytest.mark.slow

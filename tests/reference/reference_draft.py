@@ -79,7 +79,7 @@ def entry(number: int, kind: int, dtype: int, segments: list[dict[str, Any]], **
 def vector(
     name: str, dtype: int, *shape: int, payload: bytes, flags: int = 1, role: int = 1, **fields: Any
 ) -> dict[str, Any]:
-    """A shared vector, or with role 2 features, of one chunk or none; `sha256` may be set wrong."""
+    """A shared vector, or with another role another array, of one chunk or none; `sha256` may be set wrong."""
     fields.setdefault("sha256", hashlib.sha256(payload).digest())
     count = math.prod(shape)
     parts = [segment(5, 16, count, payload)] if count else []
@@ -90,6 +90,17 @@ def features(name: str, *shape: int, dtype: int = 12, **fields: Any) -> dict[str
     """Samples of a task."""
     size = math.prod(shape) * (2 if dtype == 10 else 4)
     return vector(name, dtype, *shape, **{"payload": bytes(size), "role": 2} | fields)
+
+
+def coefficients(name: str, *rows: tuple[float, ...], **fields: Any) -> dict[str, Any]:
+    """The elements of a table, a tuple for each of its rows."""
+    payload = b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows)
+    return vector(name, 12, len(rows), len(rows[0]), **{"payload": payload, "role": 3} | fields)
+
+
+def table(rows: tuple[int, ...], tasks: list[str], **clamp: bytes) -> dict[str, Any]:
+    """The map of a table."""
+    return {**clamp, "rows": struct.pack(f"<{len(rows)}I", *rows), "tasks": tasks}
 
 
 def masked(number: int, dtype: int, **fields: Any) -> dict[str, Any]:
@@ -138,6 +149,7 @@ class Draft:
     tasks: list[dict[str, Any]] = field(default_factory=lambda: [task("t", _entries())])
     shared: list[dict[str, Any]] = field(default_factory=list)
     router: dict[str, Any] | None = None
+    tables: dict[str, Any] = field(default_factory=dict)
     profile: str = "archive"
     frame: dict[str, Any] = field(default_factory=dict)
     """Fields of prologue and trailer that are not to be what they should."""
@@ -195,6 +207,8 @@ class Draft:
             document["shared"] = dict(sorted(more["shared"].items()))
         if self.router is not None:
             document = dict(sorted((document | {"router": self.router}).items()))
+        if self.tables:
+            document = dict(sorted((document | {"coefficients": self.tables}).items()))
         if self.edit is not None:
             self.edit(document)
         return seal(pack(document) + self.tail, body + self.gap, **self.frame)

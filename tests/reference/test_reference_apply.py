@@ -10,9 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_draft import COLUMNS, ROWS, Draft, entry, masked, segment, task, tensor, ternary, vector
+from reference_draft import (
+    COLUMNS,
+    ROWS,
+    Draft,
+    coefficients,
+    entry,
+    masked,
+    segment,
+    table,
+    task,
+    tensor,
+    ternary,
+    vector,
+)
 from tsw_reference import BrokenError, UsageError, read
-from tsw_reference.application import Array, apply
+from tsw_reference.application import Array, apply, apply_table
 from tsw_reference.digest import sampled_digest, tensor_digest
 from tsw_reference.safetensors import read_safetensors, write_safetensors
 
@@ -142,6 +155,94 @@ def test_tasks_that_do_not_agree():
     assert apply(file, base, [("t2", 1.0), ("t2", 0.5)]) == {}
 
 
+def of_tables(**tables: tuple[list[tuple[float, ...]], dict[str, Any]]) -> Draft:
+    """Tensors `a` and `b` of F32, 10, `d` an alias of `a`. Task `t` moves both by 1 where the mask of the worked example is,
+    `u` moves them by 2, and `v` by 4; `t` gives a tensor `x`, `u` another one, and `v` gives `b` and unties `d`."""
+    parts = [segment(1, 2, 4, b"\x19\x02"), segment(2, 0, 0, b"")]
+
+    def moves(number: int, knob: float) -> dict[str, Any]:
+        return entry(number, 1, 12, parts, knob=struct.pack("<f", knob), active=4)
+
+    def gives(number: int, first: int, dtype: int = 7, size: int = 8) -> dict[str, Any]:
+        return entry(number, 3, dtype, [segment(5, 16, 2 if dtype == 7 else 10, bytes([first]) * size)])
+
+    tasks = [
+        task("t", [moves(0, 1.0), moves(1, 1.0), gives(3, 1)]),
+        task("u", [moves(0, 2.0), moves(1, 2.0), gives(3, 2)]),
+        task("v", [moves(0, 4.0), gives(1, 0, 12, 40), gives(2, 5)]),
+    ]
+    return Draft(
+        base=[tensor("a", 12, 10), tensor("b", 12, 10)],
+        extra=[tensor("d", 7, 2), tensor("x", 7, 2)],
+        aliases={"d": 0},
+        tasks=tasks,
+        shared=[coefficients(name, *rows) for name, (rows, _) in tables.items()],
+        tables={name: given for name, (_, given) in tables.items()},
+    )
+
+
+TWO = {"a": Array("F32", (10,), bytes(40)), "b": Array("F32", (10,), bytes(40))}
+
+
+def first_of(expert: dict[str, Array]) -> dict[str, Any]:
+    """The first element of each tensor, which is one that is moved."""
+    return {
+        name: struct.unpack_from("<f" if array.dtype == "F32" else "<i", array.data)[0]
+        for name, array in expert.items()
+    }
+
+
+def whole(byte: int) -> int:
+    return byte * 0x01010101
+
+
+def test_a_table_has_coefficients_for_each_tensor():
+    draft = of_tables(k=([(0.5, 0.0), (-1.0, 3.0)], table((0, 1), ["t", "v"])), l=([(2.0,)], table((0,), ["t"])))
+    file = read(draft.build())
+    with pytest.raises(BrokenError, match="TSW-903"):
+        apply_table(file, TWO, "k")
+    assert first_of(apply_table(file, TWO, "l")) == {"a": 2.0, "b": 0.0, "d": 2.0, "x": whole(1)}
+    assert apply_table(file, TWO, "l")["b"] is TWO["b"]
+
+
+def test_the_layers_of_a_task():
+    draft = of_tables(k=([(0.5, 0.25), (0.0, -1.0)], table((0, 1), ["t", "u"])), l=([(1.0,)], table((0,), ["u"])))
+    file = read(draft.build())
+    with pytest.raises(BrokenError, match="TSW-903"):
+        apply_table(file, TWO, "k")
+    for layers in "tu":
+        made = {"a": 1.0, "b": -2.0, "d": 1.0, "x": whole("tu".index(layers) + 1)}
+        assert first_of(apply_table(file, TWO, "k", layers)) == made
+    with pytest.raises(BrokenError, match="TSW-903"):  # `v` gives `b`, `u` moves it
+        apply_table(file, TWO, "k", "v")
+    assert first_of(apply_table(file, TWO, "l", "v")) == {"a": 2.0, "b": 0.0, "d": whole(5)}
+
+
+def test_coefficients_are_brought_into_their_clamp():
+    values = (-1.0, 0.25, 2.0)
+    for bounds, made in (
+        ((0.0, 1.0), 0.5 + 4),
+        ((0.5, 0.75), 0.5 + 1 + 3),
+        ((-3e38, 3e38), -1 + 0.5 + 8),
+        ((-1.0, -0.0), -1),
+    ):
+        rows = ([values], table((0,), list("tuv"), clamp=struct.pack("<2f", *bounds)))
+        file = read(of_tables(k=rows).build())
+        assert first_of(apply_table(file, TWO, "k", "v"))["a"] == made
+
+
+def test_wishes_of_tables_that_cannot_be():
+    file = read(of_tables(k=([(1.0,)], table((0,), ["t"]))).build())
+    with pytest.raises(UsageError, match="a table of the file \\('k'\\), found 't'"):
+        apply_table(file, TWO, "t")
+    with pytest.raises(UsageError, match=r"a task of the file .*, found 'k'"):
+        apply_table(file, TWO, "k", "k")
+    with pytest.raises(BrokenError, match="TSW-901"):
+        apply_table(file, {"a": TWO["a"]}, "k")
+    with pytest.raises(UsageError, match=r"\(none\)"):
+        apply_table(read(Draft().build()), BASE, "k")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -228,6 +329,31 @@ def test_restore(tmp_path):
     half = tmp_path / "half.safetensors"
     assert run("restore", str(base), str(file), str(half), "t=0.5")[0] == 0
     assert floats(read_safetensors(half)["a"])[0] == 1.25
+
+
+def test_restore_with_a_table(tmp_path):
+    draft = of_tables(k=([(0.5, 0.25)], table((0,), ["t", "u"])))
+    base, file, out = (tmp_path / name for name in ("base", "file.tsw", "out"))
+    write_safetensors(base, TWO, {})
+    file.write_bytes(draft.build())
+    status, _, error = run("table", str(base), str(file), str(out), "k")
+    assert (status, out.exists()) == (1, False)
+    assert "TSW-903" in error
+    assert run("table", str(base), str(file), str(out), "k", "u") == (0, b"", "")
+    assert read_safetensors(out) == apply_table(read(draft.build()), TWO, "k", "u")
+    assert run("table", str(base), str(file), str(out), "k", "u")[0] == 1
+    assert run("table", str(base), str(file), str(out), "k", "t", "u")[0] == 2
+    case = {
+        "file": {"hex": draft.build().hex()},
+        "base": {
+            name: {"dtype": "F32", "shape": [10], "data": {"hex": array.data.hex()}} for name, array in TWO.items()
+        },
+        "table": "k",
+        "layers": "t",
+    }
+    status, made, _ = run("apply", stdin=json.dumps(case).encode())
+    assert status == 0
+    assert json.loads(made)["x"]["data"] == {"hex": "01" * 8}
 
 
 def test_restore_asks_which_task(tmp_path):

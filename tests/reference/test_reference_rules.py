@@ -1,6 +1,7 @@
 """Each rule on files of section 14, broken by a file that is right but for that."""
 
 import copy
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from reference_draft import (
     ROWS,
     Draft,
     Raw,
+    coefficients,
     entry,
     features,
     masked,
     pack,
     seal,
     segment,
+    table,
     task,
     tensor,
     vector,
@@ -176,12 +179,61 @@ def mask_over_features() -> Draft:
     return draft
 
 
+def mask_over_coefficients() -> Draft:
+    """A masked entry of `a` whose vector is a table `a`."""
+    draft = with_masked(copy.deepcopy(VECTOR), coefficients("a", (0.0,) * 5, (0.0,) * 5))
+    draft.tasks = [
+        task("t", [masked(0, 12)]),
+        *(task(name, []) for name in "uvw"),
+        task("z", [masked(0, 12, vector=1)]),
+    ]
+    draft.tables = {"a": table((0, 1), list("tuvwz"))}
+    return draft
+
+
 def signed(rewrite: Callable[[dict[str, Any]], object]) -> Draft:
     """A router in a file of nothing else with the right content id; then changed."""
     draft = of_tensors()
-    draft.shared, draft.router = [features("t", 3, 2)], ROUTER
+    draft.shared, draft.router = [features("t", 3, 2)], dict(ROUTER)
     right = content_digest(read(draft.build()))
     draft.edit = lambda index: (first(index, "content_id", right), rewrite(index))
+    return draft
+
+
+CLAMP = struct.pack("<2f", -0.5, 1.0)
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def tabled(*arrays: dict[str, Any], **keys: Any) -> Draft:
+    """The usual file and a task `u`, with a table `k` of tensors `a` and `c`; `arrays` instead of its own, other `keys`."""
+    draft = Draft(shared=list(arrays) or [coefficients("k", (0.5, 1.0), (-2.0, 3.0))])
+    draft.tasks.append(task("u", []))
+    draft.tables = {"k": dict(sorted((table((0, 2), ["u", "t"], clamp=CLAMP) | keys).items()))}
+    return draft
+
+
+def tabled_of(rewrite: Callable[[dict[str, Any]], object]) -> Draft:
+    """The same, the document changed."""
+    draft = tabled()
+    draft.edit = rewrite
+    return draft
+
+
+def two_tables(*arrays: dict[str, Any]) -> Draft:
+    """The same with a second table `l`."""
+    draft = tabled(coefficients("k", (0.5, 1.0), (-2.0, 3.0)), *arrays)
+    draft.tables["l"] = table((1,), ["t"])
+    return draft
+
+
+def signed_tables(rewrite: Callable[[dict[str, Any]], object]) -> Draft:
+    """Tables and a router in a file of nothing else with the right content id; then changed."""
+    draft = Draft(base=[tensor(name, 12, flags=1) for name in "ab"], extra=[], aliases={}, tasks=[task("t", [])])
+    draft.tasks.append(task("u", []))
+    draft.shared, draft.router = [coefficients("k", (0.5, 1.0)), features("t", 3, 2)], dict(ROUTER)
+    draft.tables = {"k": table((1,), ["u", "t"], clamp=CLAMP)}
+    right = content_digest(read(draft.build()))
+    draft.edit = lambda index: (first(index, "content_id", right), rewrite(index["coefficients"]["k"]))
     return draft
 
 
@@ -373,7 +425,7 @@ CASES: list[tuple[str, str, Draft]] = [
     ("TSW-307", "a metric that is no str", routed(metric=1)),
     ("TSW-307", "an extractor that is no str", routed(extractor=b"")),
     ("TSW-406", "features without digest", routed(features("t", 3, 2, flags=0, sha256=bytes(32)))),
-    ("TSW-409", "role 3", routed(features("t", 3, 2, role=3))),
+    ("TSW-409", "role 4", routed(features("t", 3, 2, role=4))),
     ("TSW-409", "features of no task", routed(features("a", 3, 2))),
     ("TSW-409", "features of an alias", routed(features("d", 3, 2))),
     ("TSW-409", "features twice", routed(features("t", 2, 2), features("t", 3, 2))),
@@ -392,6 +444,55 @@ CASES: list[tuple[str, str, Draft]] = [
     ("TSW-411", "a metric", routed(metric="Cosine")),
     ("TSW-507", "features as a vector", mask_over_features()),
     ("TSW-804", "features", routed(features("t", 3, 2, sha256=b"\1" * 32))),
+    ("TSW-307", "no rows", tabled_of(lambda index: index["coefficients"]["k"].pop("rows"))),
+    ("TSW-307", "no columns", tabled_of(lambda index: index["coefficients"]["k"].pop("tasks"))),
+    ("TSW-307", "a key too many in a table", tabled(zzz=1)),
+    ("TSW-307", "tables are no map", tabled_of(lambda index: index.__setitem__("coefficients", []))),
+    ("TSW-307", "a table is no map", tabled_of(lambda index: index["coefficients"].__setitem__("k", []))),
+    ("TSW-307", "rows are no bin", tabled(rows=[0, 2])),
+    ("TSW-307", "columns are no array", tabled(tasks="ut")),
+    ("TSW-307", "a column that is no str", tabled(tasks=["u", b"t"])),
+    ("TSW-307", "a clamp that is no bin", tabled(clamp=[0, 1])),
+    ("TSW-406", "coefficients without digest", tabled(coefficients("k", (1.0, 1.0), flags=0, sha256=bytes(32)))),
+    ("TSW-409", "coefficients of F16", tabled(vector("k", 10, 2, 2, payload=bytes(8), role=3))),
+    ("TSW-409", "coefficients of one dimension", tabled(vector("k", 12, 4, payload=bytes(16), role=3))),
+    ("TSW-409", "coefficients of three dimensions", tabled(vector("k", 12, 2, 2, 1, payload=bytes(16), role=3))),
+    ("TSW-409", "no row", tabled(vector("k", 12, 0, 2, payload=b"", role=3), rows=b"")),
+    ("TSW-409", "no column", tabled(vector("k", 12, 2, 0, payload=b"", role=3), tasks=[])),
+    ("TSW-409", "a name twice", tabled(coefficients("k", (0.0, 0.0)), coefficients("k", (0.0, 0.0), (0.0, 0.0)))),
+    ("TSW-412", "no table", tabled_of(lambda index: index["coefficients"].clear())),
+    ("TSW-412", "nothing shared", Draft(tables={"k": table((0,), ["t"])})),
+    ("TSW-412", "an array without its table", tabled_of(lambda index: index.pop("coefficients"))),
+    ("TSW-412", "a table without its array", two_tables()),
+    ("TSW-412", "rows of 4 bytes", tabled(rows=bytes(4))),
+    ("TSW-412", "rows of 9 bytes", tabled(rows=bytes(9))),
+    ("TSW-412", "a row twice", tabled(rows=struct.pack("<2I", 2, 2))),
+    ("TSW-412", "rows descend", tabled(rows=struct.pack("<2I", 2, 0))),
+    ("TSW-412", "a row of extra", tabled(rows=struct.pack("<2I", 0, 3))),
+    ("TSW-412", "one column", tabled(tasks=["t"])),
+    ("TSW-412", "three columns", tabled(tasks=["t", "u", "v"])),
+    ("TSW-412", "a column of no task", tabled(tasks=["t", "a"])),
+    ("TSW-412", "a column twice", tabled(tasks=["t", "t"])),
+    *[
+        ("TSW-412", f"clamp {name}", tabled(clamp=struct.pack(f"<{len(bounds)}f", *bounds)))
+        for name, bounds in {
+            "of nothing": (),
+            "of one": (0.0,),
+            "of three": (0.0, 1.0, 1.0),
+            "NaN": (0.0, NAN),
+            "-inf": (-INFINITY, 0.0),
+            "inf": (0.0, INFINITY),
+            "reversed": (1.0, 0.5),
+        }.items()
+    ],
+    ("TSW-507", "coefficients as a vector", mask_over_coefficients()),
+    ("TSW-705", "a NaN in a table", tabled(coefficients("k", (0.5, 1.0), (NAN, 3.0)))),
+    ("TSW-705", "infinity within a clamp", tabled(coefficients("k", (0.5, 1.0), (0.0, -INFINITY)))),
+    ("TSW-802", "columns", signed_tables(lambda given: given["tasks"].reverse())),
+    ("TSW-802", "rows", signed_tables(lambda given: given.__setitem__("rows", bytes(4)))),
+    ("TSW-802", "no clamp", signed_tables(lambda given: given.pop("clamp"))),
+    ("TSW-802", "a clamp", signed_tables(lambda given: given.__setitem__("clamp", CLAMP[4:] * 2))),
+    ("TSW-804", "coefficients", tabled(coefficients("k", (0.5, 1.0), (0.0, 0.0), sha256=b"\1" * 32))),
     ("TSW-802", "k", signed(lambda index: index["router"].__setitem__("k", 4))),
     ("TSW-802", "texts", signed(lambda index: index["router"].update(extractor="", preprocessing="é"))),
     ("TSW-507", "no such vector", with_masked(vector=1)),
@@ -621,6 +722,7 @@ def test_a_newer_minor_version_may_add():
         newer(with_vector(flags=0xFD)),
         newer(in_shared("zzz", [1])),
         newer(routed(zzz=[1])),
+        newer(tabled(zzz=[1])),
         newer(with_segment(0, 0, reserved=9)),
         newer(of_tensors(tensor("a", 12, 1, flags=0xF0))),
     ):
@@ -638,7 +740,9 @@ def test_a_newer_minor_version_may_add():
         ("TSW-308", at_top("profile", "tape")),
         ("TSW-404", of_tensors(tensor("a", 99, 1))),
         ("TSW-503", with_entry(0, kind=5)),
-        ("TSW-409", with_vector(role=3)),
+        ("TSW-409", with_vector(role=4)),
+        ("TSW-412", two_tables()),
+        ("TSW-412", tabled(rows=bytes(16))),
         ("TSW-411", routed(metric="manhattan")),
         ("TSW-411", routed(k=0)),
         ("TSW-507", with_masked(vector=1)),
@@ -661,7 +765,41 @@ def test_what_is_said_of_a_router():
     assert "router" not in describe(read(Draft().build()))
 
 
+def test_what_is_said_of_tables():
+    described = describe(read(two_tables(coefficients("l", (-1.0,))).build()))
+    shared = described["shared"]
+    assert [(one["name"], one["role"], one["shape"]) for one in shared] == [
+        ("k", "coefficients", [2, 2]),
+        ("l", "coefficients", [1, 1]),
+    ]
+    bounds = [{"f32": "bf000000"}, {"f32": "3f800000"}]
+    assert described["coefficients"] == {
+        "k": {"rows": ["a", "c"], "tasks": ["u", "t"], "clamp": bounds, "sha256": shared[0]["sha256"]},
+        "l": {"rows": ["b"], "tasks": ["t"], "clamp": None, "sha256": shared[1]["sha256"]},
+    }
+    assert "coefficients" not in describe(read(Draft().build()))
+
+
+def test_what_a_content_id_covers_of_tables():
+    """Written out here once more, from section 11.4."""
+    file = read(signed_tables(lambda given: None).build())
+    sha256 = [hashlib.sha256(data).digest() for data in (struct.pack("<2f", 0.5, 1.0), bytes(24))]
+    zero = bytes(32)  # the digest that `signed_tables` gives its tensors
+    covered = (
+        b"TSW1-content\0" + struct.pack("<I", 2) + b"".join(b"\1\0" + name + b"\x0c\0" + zero for name in (b"a", b"b"))
+    )
+    covered += struct.pack("<II", 0, 2) + b"\1\0t" + bytes(4) + b"\1\0u" + bytes(4)
+    covered += struct.pack("<I", 1) + b"\1\0t" + b"\x0c\2" + struct.pack("<2Q", 3, 2) + sha256[1] + struct.pack("<I", 3)
+    covered += b"\6\0\0\0cosine" + b"\2\0\0\0\xc3\xa9" + bytes(4)
+    covered += b"TSW1-coefficients\0" + struct.pack("<I", 1) + b"\1\0k" + struct.pack("<II", 1, 2)
+    covered += b"\1\0b" + b"\1\0u" + b"\1\0t" + b"\1" + CLAMP + sha256[0]
+    assert file.content_id == hashlib.sha256(covered).digest()
+
+
 def test_values_at_their_limits():
+    bounds = (struct.pack("<2f", 0.0, -0.0), struct.pack("<2f", 2.0, 2.0), struct.pack("<2I", 0xFF7FFFFF, 0x7F7FFFFF))
+    for clamp in bounds:
+        read(tabled(clamp=clamp).build())
     read(at_top("metadata", WIDE).build())
     read(of_tensors(tensor("x" * 1024, 12, *[1] * 16), tensor("y", 12, BIG, 1)).build())
     assert len(ROWS) + len(COLUMNS) == 14

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .bits import positions_of_ones
 from .digest import entry_digest, sampled_digest, tensor_digest
 from .errors import BrokenError, UsageError, shown
-from .layout import CHUNK, DENSE, DTYPES, F64, SWITCHES
-from .model import Entry, File, Segment, Shared, Task, Tensor
+from .layout import CHUNK, DENSE, DTYPES, F32, F64, SWITCHES
+from .model import Entry, File, Segment, Shared, Table, Task, Tensor
 from .numerics import decode, decode_factors, encode, fl32, fl64
 
 
@@ -25,7 +25,7 @@ class Array:
 
 
 Change = tuple[float, Entry]
-"""An entry and the coefficient of its task."""
+"""An entry, and the coefficient of its task for its tensor."""
 
 
 def find_task(file: File, name: str) -> Task:
@@ -37,6 +37,15 @@ def find_task(file: File, name: str) -> Task:
     raise UsageError(f"expected a task of the file ({there}), found {shown(name)}; name one of the file's tasks")
 
 
+def find_table(file: File, name: str) -> Table:
+    """The table of coefficients of a name."""
+    for table in file.tables:
+        if table.name == name:
+            return table
+    there = ", ".join(shown(table.name) for table in file.tables) or "none"
+    raise UsageError(f"expected a table of the file ({there}), found {shown(name)}; name one of the file's tables")
+
+
 def apply(file: File, base: dict[str, Array], chosen: list[tuple[str, float]]) -> dict[str, Array]:
     """The expert that tasks, each with its coefficient, make of a base; every name of it, aliases of the base too."""
     for name, coefficient in chosen:
@@ -44,11 +53,58 @@ def apply(file: File, base: dict[str, Array], chosen: list[tuple[str, float]]) -
             raise UsageError(f"expected a finite coefficient of {shown(name)}, found {coefficient}; give a number")
     tasks = [(find_task(file, name), coefficient) for name, coefficient in chosen]
     check_base(file, base)
-    changes: dict[str, list[Change]] = {}
-    for task, coefficient in tasks:
+    return _expert(
+        file,
+        base,
+        (
+            (coefficient, entry)
+            for task, coefficient in tasks
+            for entry in task.entries
+            if entry.kind not in SWITCHES or coefficient != 0
+        ),
+    )
+
+
+def apply_table(file: File, base: dict[str, Array], name: str, layers: str | None = None) -> dict[str, Array]:
+    """The expert that a table of coefficients makes of a base; `layers`: the task whose dense and removed entries count, in
+    place of those of all tasks of the table."""
+    table = find_table(file, name)
+    whole = table.tasks if layers is None else (find_task(file, layers),)
+    check_base(file, base)
+    return _expert(file, base, _by_table(file, table, whole))
+
+
+def _by_table(file: File, table: Table, whole: tuple[Task, ...]) -> Iterator[Change]:
+    """Entries and their coefficients: dense and removed ones of the tasks `whole`, the others as the table says."""
+    values = _coefficients(file, table)
+    rows = {tensor.number: row for row, tensor in enumerate(table.rows)}
+    for task in whole:
         for entry in task.entries:
-            if entry.kind not in SWITCHES or coefficient != 0:
-                changes.setdefault(entry.tensor.name, []).append((coefficient, entry))
+            if entry.kind not in SWITCHES:
+                yield 1.0, entry
+    for column, task in enumerate(table.tasks):
+        for entry in task.entries:
+            row = rows.get(entry.tensor.number)
+            if entry.kind in SWITCHES and row is not None:
+                coefficient = values[row * len(table.tasks) + column]
+                if coefficient != 0:
+                    yield coefficient, entry
+
+
+def _coefficients(file: File, table: Table) -> list[float]:
+    """The elements of a table, row by row, within its clamp."""
+    values = [value for segment in table.array.data for value in decode(F32, file.content(segment))]
+    if table.clamp is None:
+        return values
+    least, greatest = struct.unpack("<2f", table.clamp)
+    return [min(max(value, least), greatest) for value in values]
+
+
+def _expert(file: File, base: dict[str, Array], changing_all: Iterable[Change]) -> dict[str, Array]:
+    """The base after these entries, each with its coefficient, in this order."""
+    changes: dict[str, list[Change]] = {}
+    for coefficient, entry in changing_all:
+        changes.setdefault(entry.tensor.name, []).append((coefficient, entry))
     for name, changing in changes.items():
         _check_agreement(file, name, changing)
     result = {tensor.name: base[tensor.name] for tensor in file.base.tensors if tensor.name not in changes}

@@ -3,6 +3,8 @@
 decode   a file on standard input, what it holds as JSON on standard output (spec/vectors/README.md)
 apply    a case's input as JSON on standard input, its output as JSON on standard output (the same)
 restore  BASE.safetensors FILE.tsw OUT.safetensors [TASK[=COEFFICIENT] ...]
+table    BASE.safetensors FILE.tsw OUT.safetensors TABLE [TASK]
+         the tasks of a table of coefficients; with TASK, its layers and no others
 
 Exit 0 where all is well, 1 where the file, the base or the wish is wrong, 2 where the command is.
 """
@@ -14,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .application import Array, apply
+from .application import Array, apply, apply_table
 from .errors import BrokenError, UsageError, shown
 from .model import File
 from .reader import read
@@ -32,6 +34,9 @@ def main(arguments: list[str]) -> int:
                 _print(_apply_case(sys.stdin.buffer.read()))
             case ["restore", base, file, out, *tasks]:
                 _restore(Path(base), Path(file), Path(out), tasks)
+            case ["table", base, file, out, table, *layers] if len(layers) < 2:
+                made = apply_table(read(Path(file).read_bytes()), read_safetensors(Path(base)), table, *layers)
+                write_safetensors(Path(out), made, {})
             case _:
                 sys.stderr.write(__doc__ or "")
                 return 2
@@ -56,12 +61,16 @@ def _apply_case(text: bytes) -> dict[str, Any]:
             name: Array(fields["dtype"], tuple(fields["shape"]), bytes.fromhex(fields["data"]["hex"]))
             for name, fields in case["base"].items()
         }
-        tasks = [(name, _coefficient(text)) for name, text in case["tasks"]]
+        tasks = [(name, _coefficient(text)) for name, text in case.get("tasks", ())]
+        table, layers = None if "tasks" in case else case["table"], case.get("layers")
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"expected a case with file, base and tasks, found {type(error).__name__}: {error}") from None
+        raise UsageError(
+            f"expected a case with file, base, and tasks or table, found {type(error).__name__}: {error}"
+        ) from None
+    made = apply(read(file), base, tasks) if table is None else apply_table(read(file), base, table, layers)
     return {
         name: {"dtype": array.dtype, "shape": list(array.shape), "data": {"hex": array.data.hex()}}
-        for name, array in apply(read(file), base, tasks).items()
+        for name, array in made.items()
     }
 
 

@@ -6,7 +6,7 @@ import hashlib
 import struct
 
 from .layout import DENSE, HAS_SHA256, TERNARY
-from .model import Entry, File, Router, Shared
+from .model import Entry, File, Router, Shared, Table
 
 
 def tensor_digest(data: bytes) -> bytes:
@@ -80,6 +80,8 @@ def content_digest(file: File) -> bytes:
             sha256.update(_name(entry.tensor.name) + (entry.sha256 or b""))
     if file.router is not None:
         sha256.update(_router(file, file.router))
+    if file.tables:
+        sha256.update(_tables(file.tables))
     return sha256.digest()
 
 
@@ -94,6 +96,17 @@ def _router(file: File, router: Router) -> bytes:
     for text in (router.metric, router.extractor, router.preprocessing):
         encoded = text.encode("utf-8")
         out += struct.pack("<I", len(encoded)) + encoded
+    return out
+
+
+def _tables(tables: list[Table]) -> bytes:
+    out = b"TSW1-coefficients\0" + struct.pack("<I", len(tables))
+    for table in sorted(tables, key=lambda table: table.name.encode("utf-8")):
+        out += _name(table.name) + struct.pack("<II", len(table.rows), len(table.tasks))
+        out += b"".join(_name(tensor.name) for tensor in table.rows)
+        out += b"".join(_name(task.name) for task in table.tasks)
+        out += b"\0" if table.clamp is None else b"\1" + table.clamp
+        out += table.array.sha256
     return out
 
 

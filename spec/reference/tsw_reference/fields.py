@@ -63,6 +63,10 @@ class Fields:
             raise _wrong("an array", value, self._place(key))
         return value
 
+    def array_of_texts(self, key: str) -> list[str]:
+        """An array of str."""
+        return [_text(value, self._place(key)) for value in self.array(key)]
+
     def texts(self, key: str) -> dict[str, str]:
         """A map of str to str."""
         return {name: _text(value, self._place(key)) for name, value in self._entries(key).items()}

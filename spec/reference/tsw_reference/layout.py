@@ -15,8 +15,8 @@ MOST_WIDE_NAME_BYTES = 1 << 20
 LARGEST_PARAMETER = 20
 
 # Section 5.5.
-VECTOR, FEATURES = 1, 2
-SHARED_ROLES = {VECTOR: "vector", FEATURES: "features"}
+VECTOR, FEATURES, COEFFICIENTS = 1, 2, 3
+SHARED_ROLES = {VECTOR: "vector", FEATURES: "features", COEFFICIENTS: "coefficients"}
 
 # Section 5.6.
 METRICS = ("euclidean", "cosine")

@@ -122,6 +122,22 @@ class Router:
     preprocessing: str
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of coefficients (section 5.7): its array, the base tensor of each row, the task of each column, the 8 bytes of
+    its clamp."""
+
+    array: Shared
+    rows: tuple[Tensor, ...]
+    tasks: tuple[Task, ...]
+    clamp: bytes | None
+
+    @property
+    def name(self) -> str:
+        """The name of the table and of its array."""
+        return self.array.tensor.name
+
+
 @dataclass(slots=True)
 class Base:
     """The base model: its tensors in the order of their numbers, and its aliases."""
@@ -147,6 +163,7 @@ class File:
     shared: list[Shared]
     tasks: list[Task]
     router: Router | None = None
+    tables: list[Table] = field(default_factory=list)
     _kept: dict[int, bytes] = field(default_factory=dict, repr=False)
     _kept_bytes: int = field(default=0, repr=False)
 

@@ -6,13 +6,14 @@ import math
 import struct
 
 from .codecs import unpack
+from .coefficients import read_map, read_tables
 from .crc32c import crc32c
 from .digest import content_digest, entry_digest, shared_digest
 from .errors import BrokenError, shown
 from .fields import Fields
 from .frame import Frame, read_frame
-from .layout import BITMAP, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, align
-from .model import Base, Entry, File, Segment
+from .layout import BITMAP, COEFFICIENTS, COLUMN_FACTORS, PLANES, PROLOGUE, RAW, ROW_FACTORS, align
+from .model import Base, Entry, File, Segment, Shared
 from .msgpack import Value, decode
 from .router import KEYS as ROUTER_KEYS
 from .router import read_router
@@ -42,7 +43,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
         document = _decode(stored, frame.index_offset)
     newer = frame.newer
     required = {"base", "extra", "metadata", "profile", "tasks", "writer"}
-    top = Fields(document, "index", required, {"content_id", "router", "shared"}, newer)
+    top = Fields(document, "index", required, {"coefficients", "content_id", "router", "shared"}, newer)
     base_map = Fields(top.map["base"], "index, base", LIST_KEYS | {"aliases"}, {"id", "revision"}, newer)
     extra_map = Fields(top.map["extra"], "index, extra", LIST_KEYS, set(), newer)
     shared_map = None
@@ -51,6 +52,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
     router_map = None
     if "router" in top.map:
         router_map = Fields(top.map["router"], "index, router", ROUTER_KEYS, set(), newer)
+    table_maps = read_map(top.map["coefficients"], newer) if "coefficients" in top.map else {}
     content_id = top.binary("content_id") if "content_id" in top.map else None
     if content_id is not None and len(content_id) != 32:
         raise BrokenError("TSW-307", "32 bytes", str(len(content_id)), "index, content_id")
@@ -67,6 +69,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
     names = {task.name for task in tasks}
     shared = [] if shared_map is None else read_shared(shared_map, of_shared, tensors, names)
     router = read_router(router_map, shared)
+    tables = read_tables(table_maps, shared, tensors, tasks)
     fill_tasks(tasks, task_maps, tensors, extra, shared, newer)
     if shared_map is not None:
         check_used(shared, tasks)
@@ -84,6 +87,7 @@ def _read_index(data: bytes, frame: Frame) -> File:
         shared,
         tasks,
         router,
+        tables,
     )
 
 
@@ -132,7 +136,9 @@ def _check_contents(file: File, frame: Frame) -> None:
                 raise BrokenError("TSW-701", expected, found, segment.where, segment.offset)
             content = file.content(segment)
             if isinstance(holder, Entry) and segment.role in (ROW_FACTORS, COLUMN_FACTORS):
-                _check_factors(holder, segment, content)
+                _check_finite("factors", _FINITE_FACTORS.get(holder.factor_dtype), segment, content)
+            elif isinstance(holder, Shared) and holder.role == COEFFICIENTS:
+                _check_finite("coefficients", "f", segment, content)
     _check_padding(file.data, end, frame.index_offset)
 
 
@@ -142,13 +148,13 @@ def _check_padding(data: bytes, start: int, end: int) -> None:
         raise BrokenError("TSW-702", "zero padding", f"the byte {rest[0]:02X}", "padding", end - len(rest))
 
 
-def _check_factors(entry: Entry, segment: Segment, content: bytes) -> None:
-    letter = _FINITE_FACTORS.get(entry.factor_dtype)
+def _check_finite(what: str, letter: str | None, segment: Segment, content: bytes) -> None:
+    """`letter`: struct's of the elements, None where they cannot be anything else."""
     if letter is None:
         return
-    for number, factor in enumerate(struct.unpack(f"<{segment.count}{letter}", content)):
-        if not math.isfinite(factor):
-            raise BrokenError("TSW-705", "finite factors", f"{factor} as number {number}", segment.where)
+    for number, element in enumerate(struct.unpack(f"<{segment.count}{letter}", content)):
+        if not math.isfinite(element):
+            raise BrokenError("TSW-705", f"finite {what}", f"{element} as number {number}", segment.where)
 
 
 def _check_digests(file: File) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .layout import DENSE, DTYPES, FACTOR_DTYPES, KINDS, SHARED_ROLES, TERNARY
-from .model import Entry, File, Router, Segment, Shared, Task
+from .model import Entry, File, Router, Segment, Shared, Table, Task
 
 MOST_HEX_BYTES = 4096
 
@@ -37,6 +37,7 @@ def describe(file: File) -> dict[str, Any]:
         "base": {"id": base.id, "revision": base.revision, "aliases": base.aliases, "tensors": tensors},
         "extra": extra,
         **({"shared": [_shared(file, array) for array in file.shared]} if file.shared else {}),
+        **({"coefficients": {table.name: _table(table) for table in file.tables}} if file.tables else {}),
         **({"router": _router(file, file.router)} if file.router is not None else {}),
         "tasks": [_task(file, task) for task in file.tasks],
     }
@@ -60,6 +61,16 @@ def _router(file: File, router: Router) -> dict[str, Any]:
         "metric": router.metric,
         "preprocessing": router.preprocessing,
         "features": {array.tensor.name: tagged([array.sha256]) for array in file.features()},
+    }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    clamp = table.clamp
+    return {
+        "rows": [tensor.name for tensor in table.rows],
+        "tasks": [task.name for task in table.tasks],
+        "clamp": None if clamp is None else [{"f32": bound[::-1].hex()} for bound in (clamp[:4], clamp[4:])],
+        "sha256": tagged([table.array.sha256]),
     }
 
 

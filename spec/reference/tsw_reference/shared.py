@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from .errors import BrokenError, shown
 from .fields import Fields
-from .layout import DTYPES, FEATURES, FLOATS, OF_FEATURES, SHARED_ROLES, VECTOR, chunk_count
+from .layout import COEFFICIENTS, DTYPES, F32, FEATURES, FLOATS, OF_FEATURES, SHARED_ROLES, VECTOR, chunk_count
 from .model import Entry, Shared, Task, Tensor
 from .segments import Records, data_places
 from .tensors import order_in_list
@@ -42,6 +42,7 @@ def read_shared(fields: Fields, tensors: list[Tensor], base: list[Tensor], tasks
             expected = "names, dtypes, shapes and SHA-256 that ascend strictly"
             raise BrokenError("TSW-405", expected, found, array.where)
     _check_features([array for array in arrays if array.role == FEATURES], tasks)
+    _check_coefficients([array for array in arrays if array.role == COEFFICIENTS])
     return arrays
 
 
@@ -70,13 +71,29 @@ def _check_features(arrays: list[Shared], tasks: set[str]) -> None:
         seen.add(tensor.name)
         if tensor.dtype not in OF_FEATURES:
             raise BrokenError("TSW-409", "features of F16 or F32", DTYPES[tensor.dtype][0], array.where)
-        if len(tensor.shape) != 2 or 0 in tensor.shape:
-            expected = "features of two dimensions, both at least 1"
-            raise BrokenError("TSW-409", expected, str(list(tensor.shape)), array.where)
+        _check_matrix(array)
         width = arrays[0].tensor.shape[1]
         if tensor.shape[1] != width:
             expected = f"features of {width} numbers a sample, as those before"
             raise BrokenError("TSW-409", expected, str(tensor.shape[1]), array.where)
+
+
+def _check_coefficients(arrays: list[Shared]) -> None:
+    for array in arrays:
+        if array.tensor.dtype != F32:
+            raise BrokenError("TSW-409", "coefficients of F32", DTYPES[array.tensor.dtype][0], array.where)
+        _check_matrix(array)
+    for before, array in pairwise(arrays):
+        if before.tensor.name == array.tensor.name:
+            found = f"a second for {shown(array.tensor.name)}"
+            raise BrokenError("TSW-409", "one array of coefficients of a name", found, array.where)
+
+
+def _check_matrix(array: Shared) -> None:
+    shape = array.tensor.shape
+    if len(shape) != 2 or 0 in shape:
+        expected = f"{SHARED_ROLES[array.role]} of two dimensions, both at least 1"
+        raise BrokenError("TSW-409", expected, str(list(shape)), array.where)
 
 
 def vector_of(shared: list[Shared], number: int, tensor: Tensor, where: str) -> Shared:
@@ -91,7 +108,7 @@ def vector_of(shared: list[Shared], number: int, tensor: Tensor, where: str) -> 
 
 
 def check_used(shared: list[Shared], tasks: list[Task]) -> None:
-    """The rule TSW-410 of vectors; what features are for is there, or TSW-411 has said so."""
+    """The rule TSW-410 of vectors; what other arrays are for is there, or TSW-411 or TSW-412 has said so."""
     entries: list[Entry] = [entry for task in tasks for entry in task.entries]
     used = {entry.vector.tensor.number for entry in entries if entry.vector is not None}
     for array in shared:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -38,9 +39,13 @@ def decode(path: Path) -> dict[str, Any]:
         raise RefusedError("\n".join(finding.message for finding in report.findings) or str(report.unreadable))
     container = Container(path)
     try:
-        return _document(container)
+        made = _document(container)
     finally:
         container.close()
+    if "coefficients" in {array["role"] for array in made.get("shared", ())}:
+        with tsw.open(path) as file:
+            made["coefficients"] = {name: _table(table) for name, table in file.tables.items()}
+    return made
 
 
 def _document(container: Container) -> dict[str, Any]:
@@ -105,6 +110,16 @@ def _router(container: Container, router: RouterKeys) -> dict[str, Any]:
         "metric": router.metric,
         "preprocessing": router.preprocessing,
         "features": {array.spec.name: _tagged(array.sha256) for array in features},
+    }
+
+
+def _table(table: Any) -> dict[str, Any]:
+    bounds = None if table.clamp is None else [struct.pack(">f", bound).hex() for bound in table.clamp]
+    return {
+        "rows": list(table.rows),
+        "tasks": list(table.tasks),
+        "clamp": None if bounds is None else [{"f32": bound} for bound in bounds],
+        "sha256": _tagged(hashlib.sha256(table.values.astype("<f4").tobytes()).digest()),
     }
 
 
@@ -198,9 +213,13 @@ def apply(case: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     path, out = folder / "case.tsw", folder / "case.safetensors"
     path.write_bytes(bytes.fromhex(case["file"]["hex"]))
     out.unlink(missing_ok=True)
-    tasks = [(name, float(coefficient)) for name, coefficient in case["tasks"]]
+    wish: dict[str, Any] = (
+        {"table": case["table"], "layers": case.get("layers")}
+        if "table" in case
+        else {"tasks": [(name, float(coefficient)) for name, coefficient in case["tasks"]]}
+    )
     try:
-        tsw.restore(_Given(case["base"]), path, out, tasks=tasks, threads=1)
+        tsw.restore(_Given(case["base"]), path, out, threads=1, **wish)
         with tsw.open(path) as file:
             aliases = dict(file.base.aliases)
     except tsw.TswError as error:

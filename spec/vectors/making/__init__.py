@@ -8,6 +8,7 @@ writing.py       a file's bytes, with hooks that break one rule
 material.py      masks, texts and frames that several groups share
 suite.py         files and manifest as they are collected
 
-the vectors: valid.py, masked.py, router.py, limits.py, broken_frame.py, broken_document.py, broken_records.py,
-    broken_segments.py, broken_content.py, broken_masked.py, broken_router.py, newer.py, applying.py, applying_masked.py
+the vectors: valid.py, masked.py, router.py, tables.py, limits.py, broken_frame.py, broken_document.py, broken_records.py,
+    broken_segments.py, broken_content.py, broken_masked.py, broken_router.py, broken_tables.py, newer.py, applying.py,
+    applying_masked.py, applying_tables.py
 """

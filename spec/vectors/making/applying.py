@@ -16,6 +16,8 @@ from making.suite import Suite
 from making.writing import write
 
 Chosen = Sequence[tuple[str, str]]
+Term = tuple[Entry, str]
+"""An entry and its coefficient: a decimal, or a quotient of integers."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,22 @@ def switched(tensor: Tensor, data: bytes, terms: Sequence[tuple[Ternary | Masked
 def expert(file: File, chosen: Chosen) -> dict[str, Made]:
     """What applying makes, for combinations that are allowed."""
     tasks = {task.name: task for task in file.tasks}
-    entries: dict[str, list[tuple[Entry, str]]] = {}
-    for name, coefficient in chosen:
-        for entry in tasks[name].entries:
-            if not (isinstance(entry, Ternary | Masked) and Fraction(coefficient) == 0):
-                entries.setdefault(entry.tensor.name, []).append((entry, coefficient))
+    return made_of(
+        file,
+        [
+            (entry, coefficient)
+            for name, coefficient in chosen
+            for entry in tasks[name].entries
+            if not (isinstance(entry, Ternary | Masked) and Fraction(coefficient) == 0)
+        ],
+    )
+
+
+def made_of(file: File, changing: Sequence[Term]) -> dict[str, Made]:
+    """What the base becomes by these entries, each with a coefficient, in this order."""
+    entries: dict[str, list[Term]] = {}
+    for entry, coefficient in changing:
+        entries.setdefault(entry.tensor.name, []).append((entry, coefficient))
     base = {tensor.name: tensor for tensor in file.base}
     out: dict[str, Made] = {}
     for name in sorted({*base, *file.aliases, *entries}):
@@ -149,23 +162,28 @@ def case(
     same: Mapping[str, Made] | None = None,
 ) -> dict[str, Any]:
     """A case. `base`: tensors that are other than the file's, or None where they are missing; `same`: aliases among them."""
+    given = {**given_of(file, base or {}, same or {}), "tasks": [list(pair) for pair in chosen]}
+    return {"input": given, "rule": rule} if rule else finished(given, expert(file, chosen))
+
+
+def given_of(file: File, base: Mapping[str, Made | None], same: Mapping[str, Made]) -> dict[str, Any]:
+    """File and base of a case; `base` and `same` as there."""
     given: dict[str, Made] = {t.name: Made(t.dtype, t.shape, t.content) for t in file.base}
-    for name, tensor in (base or {}).items():
+    for name, tensor in base.items():
         if tensor is None:
             given.pop(name)
         else:
             given[name] = tensor
-    given.update(same or {})
-    made = {
-        "input": {
-            "file": {"hex": write(file).hex()},
-            "base": {name: tensor.document() for name, tensor in sorted(given.items())},
-            "tasks": [list(pair) for pair in chosen],
-        }
+    given.update(same)
+    return {
+        "file": {"hex": write(file).hex()},
+        "base": {name: tensor.document() for name, tensor in sorted(given.items())},
     }
-    if rule:
-        return {**made, "rule": rule}
-    return {**made, "output": {name: tensor.document() for name, tensor in expert(file, chosen).items()}}
+
+
+def finished(given: dict[str, Any], made: Mapping[str, Made]) -> dict[str, Any]:
+    """A case that is allowed."""
+    return {"input": given, "output": {name: tensor.document() for name, tensor in made.items()}}
 
 
 def add(suite: Suite) -> None:

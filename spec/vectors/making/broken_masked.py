@@ -12,7 +12,7 @@ from making.masked import vector
 from making.material import BARE, W, raw_frame
 from making.model import CHUNK, HALF, Coding, Dense, Entry, File, Masked, Task, Tensor, Ternary, Vector
 from making.suite import Suite
-from making.writing import Draft, edit
+from making.writing import Draft, assign, edit
 
 _ONE = vector(W, "one")
 _SHORT = vector(W, "short", "F16")
@@ -51,15 +51,6 @@ def add(suite: Suite) -> None:
         group(bad)
 
 
-def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(doc: Any) -> None:
-        for step in path[:-1]:
-            doc = doc[step]
-        doc[path[-1]] = value
-
-    return change
-
-
 def _document(bad: Callable[..., None]) -> None:
     for key in _EMPTY_LIST:
         bad(
@@ -68,8 +59,8 @@ def _document(bad: Callable[..., None]) -> None:
             f"`shared.{key}` is missing",
             document=lambda doc, key=key: doc["shared"].pop(key),
         )
-    bad("307", "shared-unknown-key", "there is a key shared.more", document=_set("shared", "more", value=""))
-    bad("307", "shared-aliases", "there is a key shared.aliases", document=_set("shared", "aliases", value={}))
+    bad("307", "shared-unknown-key", "there is a key shared.more", document=assign("shared", "more", value=""))
+    bad("307", "shared-aliases", "there is a key shared.aliases", document=assign("shared", "aliases", value={}))
     for name, path, value in (
         ("shared-array", ("shared",), []),
         ("shared-bin", ("shared",), b""),
@@ -81,7 +72,7 @@ def _document(bad: Callable[..., None]) -> None:
         ("shared-names-str", ("shared", "names"), "w"),
         ("shared-dims-array", ("shared", "dims"), [2, 5]),
     ):
-        bad("307", name, f"{'.'.join(path)} is of another type", document=_set(*path, value=value))
+        bad("307", name, f"{'.'.join(path)} is of another type", document=assign(*path, value=value))
 
 
 def _lists(bad: Callable[..., None]) -> None:
@@ -123,11 +114,11 @@ def _lists(bad: Callable[..., None]) -> None:
 
 def _arrays(bad: Callable[..., None]) -> None:
     for name, roles in (("none", b""), ("two", b"\1\1"), ("zero-more", b"\1\0")):
-        bad("409", f"roles-{name}", f"{len(roles)} roles of one array", document=_set("shared", "roles", value=roles))
+        bad("409", f"roles-{name}", f"{len(roles)} roles of one array", document=assign("shared", "roles", value=roles))
     for role in (0, 2, 5, 255):
         why = "features of no task" if role == 2 else f"an array of role {role}"
-        bad("409", f"role-{role}", why, document=_set("shared", "roles", value=bytes([role])))
-    second = _set("shared", "roles", value=b"\1\2")
+        bad("409", f"role-{role}", why, document=assign("shared", "roles", value=bytes([role])))
+    second = assign("shared", "roles", value=b"\1\2")
     bad("409", "role-of-second", "the second array is features of no task", _TWO, document=second)
 
     def called(name: str) -> Callable[[Draft], None]:
@@ -203,7 +194,7 @@ def _order(bad: Callable[..., None]) -> None:
 
 
 def _unused(bad: Callable[..., None]) -> None:
-    empty = _set("shared", value=_EMPTY_LIST)
+    empty = assign("shared", value=_EMPTY_LIST)
     switched = File([BARE], [Task("t", [Ternary(BARE, digest=False)])], content_id=False)
     bad("410", "empty", "`shared` without an array", switched, document=empty)
     bad("410", "empty-without-tasks", "`shared` without an array, and no task", File(content_id=False), document=empty)
@@ -530,4 +521,4 @@ def _digests(bad: Callable[..., None]) -> None:
     full = replace(signed, content_id=True)
     other_vector = replace(full, tasks=[Task("t", [Masked(W, vector(W, "two"))])])
     wrong = other_vector.content_digest
-    bad("802", "masked", "the content id is that of another vector", full, document=_set("content_id", value=wrong))
+    bad("802", "masked", "the content id is that of another vector", full, document=assign("content_id", value=wrong))

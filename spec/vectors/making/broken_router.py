@@ -13,7 +13,7 @@ from making.material import BARE, W, raw_frame
 from making.model import Coding, Dense, File, Masked, Router, Task, Tensor, Ternary
 from making.router import MOST, samples
 from making.suite import Suite
-from making.writing import Draft, edit, splice
+from making.writing import Draft, assign, edit, splice
 
 _ONE = samples("t")
 _TASK = Task("t", [Ternary(BARE, digest=False)])
@@ -38,15 +38,6 @@ def add(suite: Suite) -> None:
         group(bad)
 
 
-def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(doc: Any) -> None:
-        for step in path[:-1]:
-            doc = doc[step]
-        doc[path[-1]] = value
-
-    return change
-
-
 def _with(*features: Any, file: File = _TWO) -> File:
     return replace(file, router=Router(features))
 
@@ -56,7 +47,7 @@ def _keys(bad: Callable[..., None]) -> None:
         missing = {"document": lambda doc, key=key: doc["router"].pop(key)}
         bad("307", f"no-router-{key}", f"`router.{key}` is missing", **missing)
     for name, key in (("unknown-key", "more"), ("unknown-key-first", "a"), ("features", "features")):
-        bad("307", f"router-{name}", f"there is a key router.{key}", document=_set("router", key, value=""))
+        bad("307", f"router-{name}", f"there is a key router.{key}", document=assign("router", key, value=""))
     for name, path, value in (
         ("array", (), []),
         ("str", (), "euclidean"),
@@ -76,17 +67,17 @@ def _keys(bad: Callable[..., None]) -> None:
         ("preprocessing-bin", ("preprocessing",), b""),
     ):
         what = "router has no keys" if name == "empty" else f"{'.'.join(('router', *path))} is of another type"
-        bad("307", f"router-{name}", what, document=_set("router", *path, value=value))
-    bad("301", "router-k-negative", "k is -1", document=_set("router", "k", value=-1))
-    bad("301", "router-k-float", "k is 10.0", document=_set("router", "k", value=10.0))
-    bad("301", "router-k-nil", "k is nil", document=_set("router", "k", value=None))
+        bad("307", f"router-{name}", what, document=assign("router", *path, value=value))
+    bad("301", "router-k-negative", "k is -1", document=assign("router", "k", value=-1))
+    bad("301", "router-k-float", "k is 10.0", document=assign("router", "k", value=10.0))
+    bad("301", "router-k-nil", "k is nil", document=assign("router", "k", value=None))
     bad("302", "router-k-long", "k in a byte more than it takes", index=splice(b"\xa1k\x0a", b"\xa1k\xcc\x0a"))
     swapped = splice(b"\xa1k\x0a\xa6metric\xa9euclidean", b"\xa6metric\xa9euclidean\xa1k\x0a")
     bad("303", "router-keys", "keys of the router descend", index=swapped)
     broken = splice(b"\xacan extractor", b"\xacan extract\xffr")
     bad("304", "router-extractor", "the extractor is no UTF-8", index=broken)
     for k in (0, MOST + 1, (1 << 32) + 1, (1 << 64) - 1):
-        bad("411", f"k-{k}", f"k is {k:,}", document=_set("router", "k", value=k))
+        bad("411", f"k-{k}", f"k is {k:,}", document=assign("router", "k", value=k))
     for name, metric in (
         ("manhattan", "manhattan"),
         ("empty", ""),
@@ -95,7 +86,7 @@ def _keys(bad: Callable[..., None]) -> None:
         ("shorter", "cosin"),
         ("zero", "cosine\0"),
     ):
-        bad("411", f"metric-{name}", f"the metric {metric!r}", document=_set("router", "metric", value=metric))
+        bad("411", f"metric-{name}", f"the metric {metric!r}", document=assign("router", "metric", value=metric))
 
 
 def _presence(bad: Callable[..., None]) -> None:
@@ -105,14 +96,18 @@ def _presence(bad: Callable[..., None]) -> None:
         "nothing-shared",
         "a router and no shared arrays",
         replace(_FILE, router=None),
-        document=_set("router", value=keys),
+        document=assign("router", value=keys),
     )
     masked = File([BARE], [Task("t", [Masked(BARE, vector(W), digest=False)])], content_id=False)
     bad(
-        "411", "only-vectors", "a router, and no shared arrays but vectors", masked, document=_set("router", value=keys)
+        "411",
+        "only-vectors",
+        "a router, and no shared arrays but vectors",
+        masked,
+        document=assign("router", value=keys),
     )
     empty = File(content_id=False)
-    bad("411", "nothing-else", "a router in a file of nothing", empty, document=_set("router", value=keys))
+    bad("411", "nothing-else", "a router in a file of nothing", empty, document=assign("router", value=keys))
     gone = {"document": lambda doc: doc.pop("router")}
     bad("411", "no-router", "features without a router", **gone)
     both = replace(masked, router=Router([_ONE]))
@@ -155,16 +150,16 @@ def _shapes(bad: Callable[..., None]) -> None:
     why = "samples of 4, of 4 and of 3 numbers: 12 in each array"
     last = _with(_ONE, samples("u", "u"), samples("v", shape=(4, 3)))
     bad("409", "features-width-of-third", why, last)
-    for role in (0, 3, 255):
-        roles = _set("shared", "roles", value=bytes([role]))
+    for role in (0, 4, 255):
+        roles = assign("shared", "roles", value=bytes([role]))
         bad("409", f"features-role-{role}", f"role {role} in place of features", document=roles)
-    bad("409", "features-role-1", "role vector in place of features", document=_set("shared", "roles", value=b"\1"))
+    bad("409", "features-role-1", "role vector in place of features", document=assign("shared", "roles", value=b"\1"))
     for name, roles in (("none", b""), ("more", b"\2\2")):
         bad(
             "409",
             f"features-roles-{name}",
             f"{len(roles)} roles of one array",
-            document=_set("shared", "roles", value=roles),
+            document=assign("shared", "roles", value=roles),
         )
 
 
@@ -362,10 +357,14 @@ def _digests(bad: Callable[..., None]) -> None:
             f"router-{name}",
             f"the content id, as to its router: {name}",
             _SIGNED,
-            document=_set("content_id", value=wrong),
+            document=assign("content_id", value=wrong),
         )
     first = before.replace(b"TSW1-content\0", b"TSW1-content\0" + right)
     wrong = hashlib.sha256(first).digest()
     bad(
-        "802", "router-first", "the content id with the router first", _SIGNED, document=_set("content_id", value=wrong)
+        "802",
+        "router-first",
+        "the content id with the router first",
+        _SIGNED,
+        document=assign("content_id", value=wrong),
     )

@@ -29,7 +29,7 @@ KINDS = {"ternary": 1, "masked": 2, "dense": 3, "removed": 4}
 FACTORS = {"none": (0, 0), "u8": (1, 1), "f16": (2, 2), "f32": (3, 4)}  # id, bytes
 ROLES = {"mask": 1, "sign": 2, "row_factors": 3, "column_factors": 4, "data": 5}
 CODECS = {"zeros": 0, "ones": 1, "bitmap": 2, "bitmap_zstd": 3, "gaps_zstd": 4, "rice": 5, "raw": 16, "zstd": 17}
-SHARED_ROLES = {"vector": 1, "features": 2}
+SHARED_ROLES = {"vector": 1, "features": 2, "coefficients": 3}
 HALF = 0x3F000000  # 0.5 as binary32
 ONE = 0x3F800000
 
@@ -322,6 +322,70 @@ class Router:
 
 
 @dataclass(frozen=True)
+class Coefficients(Features):
+    """The elements of the table whose name `tensor` has."""
+
+    role = "coefficients"
+
+
+@dataclass(frozen=True)
+class Table:
+    """How much of each task goes into each tensor. `rows`: names of base tensors; `clamp`: two binary32 as bits."""
+
+    array: Coefficients
+    rows: Sequence[str]
+    tasks: Sequence[str]
+    clamp: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the array."""
+        return self.array.tensor.name
+
+    @property
+    def ordered(self) -> list[str]:
+        """The rows in order."""
+        return sorted(self.rows, key=str.encode)
+
+    @property
+    def _bounds(self) -> bytes | None:
+        return None if self.clamp is None else struct.pack("<II", *self.clamp)
+
+    def hashed(self) -> bytes:
+        """What the content id covers of it."""
+        out = _name(self.name) + struct.pack("<II", len(self.rows), len(self.tasks))
+        out += b"".join(map(_name, (*self.ordered, *self.tasks)))
+        out += bytes(1) if self._bounds is None else b"\1" + self._bounds
+        return out + self.array.tensor.digest
+
+    def keys(self, numbers: Mapping[str, int]) -> dict[str, Any]:
+        """Its map in the index. `numbers`: those of the base tensors."""
+        rows = struct.pack(f"<{len(self.rows)}I", *(numbers[name] for name in self.ordered))
+        return {
+            **({} if self._bounds is None else {"clamp": self._bounds}),
+            "rows": rows,
+            "tasks": list(self.tasks),
+        }
+
+    def document(self) -> dict[str, Any]:
+        """What a decoder prints of it."""
+        return {
+            "rows": self.ordered,
+            "tasks": list(self.tasks),
+            "clamp": None if self.clamp is None else [{"f32": f"{bound:08x}"} for bound in self.clamp],
+            "sha256": tagged(self.array.tensor.digest),
+        }
+
+
+def tables_hashed(tables: Sequence[Table]) -> bytes:
+    """What the content id covers of tables, where there are such."""
+    if not tables:
+        return b""
+    ordered = sorted(tables, key=lambda table: table.name.encode())
+    return b"TSW1-coefficients\0" + struct.pack("<I", len(tables)) + b"".join(table.hashed() for table in ordered)
+
+
+@dataclass(frozen=True)
 class Masked(Entry):
     """Elements of a shared vector that a mask selects. `active`, `masks`: as of a switch."""
 
@@ -434,6 +498,7 @@ class File:
     writer: str = "hand"
     minor: int = 0
     router: Router | None = None
+    tables: Sequence[Table] = ()
 
     @cached_property
     def tensors(self) -> list[Tensor]:
@@ -449,9 +514,10 @@ class File:
 
     @cached_property
     def shared(self) -> list[Vector]:
-        """The shared vectors and features in order."""
+        """The shared arrays in order."""
         used = [entry.vector_used for task in self.tasks for entry in task.entries]
         used += [] if self.router is None else self.router.features
+        used += [table.array for table in self.tables]
         found = {vector.key: vector for vector in used if vector is not None}
         return [found[key] for key in sorted(found)]
 
@@ -478,22 +544,27 @@ class File:
         return sorted(task.entries, key=lambda entry: self.number(entry.tensor))
 
     @cached_property
+    def base_numbers(self) -> dict[str, int]:
+        """Name -> number of a base tensor."""
+        return {tensor.name: number for number, tensor in enumerate(self.tensors)}
+
+    @cached_property
     def alias_numbers(self) -> dict[str, int]:
         """Alias -> number of a base tensor."""
-        by_name = {tensor.name: number for number, tensor in enumerate(self.tensors)}
-        return {alias: by_name[target] for alias, target in self.aliases.items()}
+        return {alias: self.base_numbers[target] for alias, target in self.aliases.items()}
 
     @cached_property
     def content_digest(self) -> bytes | None:
         """Section 11.4, or None where the file has none."""
-        return hashlib.sha256(self.hashed() + self._of_router).digest() if self.content_id else None
+        covered = self.hashed() + self._of_router + tables_hashed(self.tables)
+        return hashlib.sha256(covered).digest() if self.content_id else None
 
     @property
     def _of_router(self) -> bytes:
         return b"" if self.router is None else self.router.hashed()
 
     def hashed(self) -> bytes:
-        """What the content id covers, but for the router."""
+        """What the content id covers, but for router and tables."""
         out = b"TSW1-content\0" + struct.pack("<I", len(self.base))
         for tensor in self.tensors:
             out += _name(tensor.name) + struct.pack("<BB", DTYPES[tensor.dtype][0], len(tensor.shape))
@@ -531,6 +602,7 @@ class File:
             },
             "extra": [_described(tensor) for tensor in self.extra],
             **({"shared": [vector.document() for vector in self.shared]} if self.shared else {}),
+            **({"coefficients": {table.name: table.document() for table in self.tables}} if self.tables else {}),
             **({} if self.router is None else {"router": self.router.document()}),
             "tasks": [
                 {

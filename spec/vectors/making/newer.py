@@ -10,7 +10,8 @@ from making.material import BARE, W, plain, raw_frame
 from making.model import Dense, File, Masked, Router, Task, Tensor, Ternary
 from making.router import samples
 from making.suite import Suite
-from making.writing import edit, splice
+from making.tables import table
+from making.writing import assign, edit, splice
 
 _FILE = replace(plain(), minor=7)
 _WITH_DIGESTS = File([W], [Task("t", [Ternary(W)])], minor=7)
@@ -21,16 +22,8 @@ def add(suite: Suite) -> None:
     _read(suite)
     _shared(suite)
     _router(suite)
+    _tables(suite)
     _refused(suite)
-
-
-def _set(*path: Any, value: Any) -> Any:
-    def change(doc: Any) -> None:
-        for step in path[:-1]:
-            doc = doc[step]
-        doc[path[-1]] = value
-
-    return change
 
 
 def _nested(levels: int) -> Any:
@@ -64,16 +57,16 @@ def _read(suite: Suite) -> None:
                     f"key-in-{name}-{kind}",
                     _FILE,
                     f"an unknown key in {name}: {kind}",
-                    document=_set(*path, value=value),
+                    document=assign(*path, value=value),
                 )
     suite.newer(
         "depth-8",
         _FILE,
         "an unknown key whose value reaches the eighth level",
-        document=_set("another", value=_nested(7)),
+        document=assign("another", value=_nested(7)),
     )
     suite.newer(
-        "array-of-4096", _FILE, "an unknown key with 4,096 numbers", document=_set("another", value=list(range(4096)))
+        "array-of-4096", _FILE, "an unknown key with 4,096 numbers", document=assign("another", value=list(range(4096)))
     )
     for bit in (0, 1, 63):
         suite.newer(
@@ -95,7 +88,7 @@ def _shared(suite: Suite) -> None:
     suite.newer("masked", file, "a masked entry and its vector")
     for kind, value in (("number", 7), ("map", {"a": [b""]})):
         why = f"an unknown key in shared: {kind}"
-        suite.newer(f"key-in-shared-{kind}", file, why, document=_set("shared", "another", value=value))
+        suite.newer(f"key-in-shared-{kind}", file, why, document=assign("shared", "another", value=value))
     suite.newer("flags-shared", file, "unknown flags of a vector's record", placed=edit("shared", flags=0xFFFFFFFD))
     suite.newer(
         "reserved-shared-segment",
@@ -104,8 +97,8 @@ def _shared(suite: Suite) -> None:
         placed=edit("shared_segments", reserved=7),
     )
     for name, rule, why, hooks in (
-        ("shared-role", "409", "features of no task", {"document": _set("shared", "roles", value=b"\2")}),
-        ("shared-role-3", "409", "a shared array of role 3", {"document": _set("shared", "roles", value=b"\3")}),
+        ("shared-role", "409", "features of no task", {"document": assign("shared", "roles", value=b"\2")}),
+        ("shared-role-4", "409", "a shared array of role 4", {"document": assign("shared", "roles", value=b"\4")}),
         ("shared-dtype", "404", "dtype 21 of a vector", {"placed": edit("shared", dtype=21)}),
         ("shared-sampled", "406", "a sampled digest of a vector", {"placed": edit("shared", flags=3)}),
         (
@@ -135,15 +128,15 @@ def _router(suite: Suite) -> None:
     suite.newer("router-content-id", signed, "a router and a content id")
     for kind, value in (("number", 7), ("map", {"a": [b""]}), ("str", "more")):
         why = f"an unknown key in router: {kind}"
-        suite.newer(f"key-in-router-{kind}", file, why, document=_set("router", "another", value=value))
+        suite.newer(f"key-in-router-{kind}", file, why, document=assign("router", "another", value=value))
     suite.newer(
         "flags-features", file, "unknown flags of a record of features", placed=edit("shared", flags=0xFFFFFFFD)
     )
     for name, rule, why, hooks in (
-        ("router-metric", "411", "metric `manhattan`", {"document": _set("router", "metric", value="manhattan")}),
-        ("router-k-0", "411", "k is 0", {"document": _set("router", "k", value=0)}),
-        ("router-k-more", "411", "k is 1,048,577", {"document": _set("router", "k", value=(1 << 20) + 1)}),
-        ("router-k-str", "307", "k is a str", {"document": _set("router", "k", value="10")}),
+        ("router-metric", "411", "metric `manhattan`", {"document": assign("router", "metric", value="manhattan")}),
+        ("router-k-0", "411", "k is 0", {"document": assign("router", "k", value=0)}),
+        ("router-k-more", "411", "k is 1,048,577", {"document": assign("router", "k", value=(1 << 20) + 1)}),
+        ("router-k-str", "307", "k is a str", {"document": assign("router", "k", value="10")}),
         (
             "router-key-missing",
             "307",
@@ -151,12 +144,26 @@ def _router(suite: Suite) -> None:
             {"document": lambda doc: doc["router"].pop("metric")},
         ),
         ("router-missing", "411", "features without a router", {"document": lambda doc: doc.pop("router")}),
-        ("features-role-3", "409", "a shared array of role 3", {"document": _set("shared", "roles", value=b"\3")}),
+        ("features-role-4", "409", "a shared array of role 4", {"document": assign("shared", "roles", value=b"\4")}),
         ("features-dtype", "404", "dtype 21 of features", {"placed": edit("shared", dtype=21)}),
     ):
         suite.newer(name, file, why, rule=f"TSW-{rule}", **hooks)
     wide = replace(file, router=Router([samples("t", dtype="F64")]))
     suite.newer("features-f64", wide, "features of F64", rule="TSW-409")
+
+
+def _tables(suite: Suite) -> None:
+    given = table(rows=["w"], tasks=["t"])
+    file = File([BARE], [Task("t", [Ternary(BARE, digest=False)])], content_id=False, minor=7, tables=[given])
+    suite.newer("table", file, "a table of coefficients")
+    why = "an unknown key in a table"
+    suite.newer("key-in-table", file, why, document=assign("coefficients", "c", "another", value=[{"a": b""}]))
+    for name, rule, why, path, value in (
+        ("table-more", "412", "a table without its array", ("d",), given.keys(file.base_numbers)),
+        ("table-key", "307", "a key beside the tables, which is a table that is none", ("another",), 7),
+        ("table-rows", "412", "rows as u64", ("c", "rows"), bytes(8)),
+    ):
+        suite.newer(name, file, why, rule=f"TSW-{rule}", document=assign("coefficients", *path, value=value))
 
 
 def _refused(suite: Suite) -> None:
@@ -191,29 +198,29 @@ def _refused(suite: Suite) -> None:
     # All other rules hold.
     bad("crc", "104", "the prologue's CRC32C", prologue={"crc32c": 0})
     bad("key-missing", "307", "`writer` is missing", document=lambda doc: doc.pop("writer"))
-    bad("value-of-other-type", "307", "`metadata` is an array", document=_set("metadata", value=[]))
+    bad("value-of-other-type", "307", "`metadata` is an array", document=assign("metadata", value=[]))
     bad("absent-digest", "406", "an absent digest that is not zero", placed=edit("base", sampled=bytes(7) + b"\1"))
     bad(
         "depth-9",
         "305",
         "an unknown key whose value reaches the ninth level",
-        document=_set("another", value=_nested(8)),
+        document=assign("another", value=_nested(8)),
     )
-    bad("array-of-4097", "305", "an unknown key with 4,097 numbers", document=_set("another", value=[0] * 4097))
+    bad("array-of-4097", "305", "an unknown key with 4,097 numbers", document=assign("another", value=[0] * 4097))
     bad(
         "map-of-4097",
         "305",
         "an unknown key with 4,097 keys",
-        document=_set("another", value={f"{i:04}": 0 for i in range(4097)}),
+        document=assign("another", value={f"{i:04}": 0 for i in range(4097)}),
         stored=raw_frame,
     )
     for name, value in (("nil", None), ("true", True), ("negative", -1), ("float", 1.5)):
-        bad(f"type-{name}", "301", f"an unknown key with {name}", document=_set("another", value=value))
+        bad(f"type-{name}", "301", f"an unknown key with {name}", document=assign("another", value=value))
     bad(
         "type-in-depth",
         "301",
         "a nil deep in the value of an unknown key",
-        document=_set("another", value=[{"a": [None]}]),
+        document=assign("another", value=[{"a": [None]}]),
     )
     for name, value, short, long in (
         ("65535", 65535, b"\xcd\xff\xff", b"\xce\x00\x00\xff\xff"),
@@ -224,28 +231,28 @@ def _refused(suite: Suite) -> None:
             f"long-{name}",
             "302",
             f"{value} one form too long in an unknown key",
-            document=_set("another", value=value),
+            document=assign("another", value=value),
             index=splice(b"\xa7another" + short, b"\xa7another" + long),
         )
     bad(
         "keys-descend",
         "303",
         "keys descend in an unknown map",
-        document=_set("another", value={"a": 1, "b": 2}),
+        document=assign("another", value={"a": 1, "b": 2}),
         index=splice(b"\xa1a\x01\xa1b\x02", b"\xa1b\x02\xa1a\x01"),
     )
     bad(
         "key-number",
         "303",
         "a number as a key in an unknown map",
-        document=_set("another", value={"a": 1}),
+        document=assign("another", value={"a": 1}),
         index=splice(b"\xa7another\x81\xa1a\x01", b"\xa7another\x81\x05\x01"),
     )
     bad(
         "not-utf-8",
         "304",
         "a text of an unknown key is no UTF-8",
-        document=_set("another", value="abcde"),
+        document=assign("another", value="abcde"),
         index=splice(b"\xa5abcde", b"\xa5ab\xffde"),
     )
     bad(

@@ -244,6 +244,8 @@ def _document(file: File, draft: Draft) -> dict[str, Any]:
     }
     if file.router is not None:
         doc["router"] = file.router.keys()
+    if file.tables:
+        doc["coefficients"] = {table.name: table.keys(file.base_numbers) for table in file.tables}
     if file.content_digest is not None:
         doc["content_id"] = file.content_digest
     return doc
@@ -275,6 +277,17 @@ def edit(table: str, number: int = 0, **fields: Any) -> Hook:
         else:
             found = draft.lists[table] if table in draft.lists else getattr(draft, table)[0]
         found[number].update(fields)
+
+    return change
+
+
+def assign(*path: Any, value: Any) -> Callable[[Any], None]:
+    """A change of the index: the value at a path of keys and numbers."""
+
+    def change(doc: Any) -> None:
+        for step in path[:-1]:
+            doc = doc[step]
+        doc[path[-1]] = value
 
     return change
 
