@@ -29,7 +29,7 @@ def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: C
     results: dict[tuple[int, int], Any] = {}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting: dict[Future[Any], tuple[int, int | None]] = {}
-        left = {seed: 0 for seed in seeds}
+        left = dict.fromkeys(seeds, 0)
 
         def begin(seed: int, what: int | None, job: Callable[..., Any], *arguments: Any) -> None:
             waiting[pool.submit(job, *arguments)] = (seed, what)

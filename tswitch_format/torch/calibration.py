@@ -22,6 +22,7 @@ from tswitch_format.errors import OptionError
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.knob import FittedKnob
 from tswitch_format.switch.recalibrate import calibrated_recipe, with_knobs
+from tswitch_format.switch.tables import Share
 from tswitch_format.switch.transfer import open_whole
 from tswitch_format.torch.activation import Change
 from tswitch_format.torch.combination import changes
@@ -254,7 +255,7 @@ class _Calibration:
         self._held.module.eval()
 
     def _changes(self, expert: Expert) -> list[Change]:
-        return changes(self._held.weights, [(self._task, expert, 1.0)])
+        return changes(self._held.weights, [(Share(self._task, 1.0), expert)])
 
     def _figure(self, expert: Expert) -> float:
         """Validation of the model with an expert in it."""
