@@ -16,7 +16,8 @@ A method of your own is any object with these names; `name` must differ from all
 
         def _keep(self, job: Job, task: str) -> Kept:
             base, expert, path = job.weights(), job.load_expert(task), job.path(task, ".pt")
-            torch.save({name: (expert[name] - base[name]).half() for name in base}, path)
+            floats = [name for name in job.names if base[name].is_floating_point()]
+            torch.save({name: (expert[name] - base[name]).half() for name in floats}, path)
 
             def load(weights: dict[str, Tensor]) -> None:
                 for name, delta in torch.load(path).items():

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 import tswitch_format as tsw
-from tswitch_format.switch.options import PackOptions
+from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, PackOptions
 from tswitch_format.torch import apply_
 from tswitch_tools.sweep.method import Job, Kept
 from tswitch_tools.sweep.tensors import write_tensors
@@ -51,7 +51,7 @@ class Packed:
     select: str | None = None
     knob: str | None = None
     knob_per: str | None = None
-    knob_dtype: str = "u8"
+    knob_dtype: str = DEFAULT_KNOB_DTYPE
     preset: str | None = None
     score: Mapping[str, Any] | None = None
     label: str | None = None
@@ -61,7 +61,7 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """The rule and how much stays: "tensor projection row-col u8, 2 %"."""
+        """The rule and how much stays: "spectral projection row-col u4, 2 %"."""
         recipe = self._recipe()
         if "target_size" in recipe:
             return f"{self.family}, {float(recipe['target_size']):g} % of fp32"
@@ -71,7 +71,7 @@ class Packed:
 
     @property
     def family(self) -> str:
-        """The rule: "tensor projection row-col u8"."""
+        """The rule: "spectral projection row-col u4"."""
         if self.label is not None:
             return self.label
         recipe = self._recipe()
@@ -97,7 +97,7 @@ class Packed:
         return {name: getattr(self, name) for name in names}
 
     def _recipe(self) -> Mapping[str, str]:
-        options = PackOptions.of(**self._options())
+        options = PackOptions.of(**self._options(), scored=self.score is not None)
         return options.recipe(options.density)
 
 

@@ -39,6 +39,9 @@ def draw(points: Sequence[Point], form: str) -> bytes:
             mark = _MARKS[number % len(_MARKS)]
             axes.plot(costs, shares, marker=mark, linewidth=1, markersize=5, label=printable(name).lstrip("_"))
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="both", labelsize=8)
         axes.set_xlabel("bytes a task, % of the model in fp32")
         axes.set_ylabel("% of the full expert's score, mean over tasks")
         axes.grid(alpha=0.3)

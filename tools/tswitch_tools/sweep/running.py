@@ -59,8 +59,7 @@ def tsw_sweep(
     chosen = list(default_methods() if methods is None else methods)
     _check(experts, chosen)
     if folder is not None:
-        with output_errors(Path(folder)):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        _make(Path(folder))
     with tempfile.TemporaryDirectory(prefix="tsw-sweep-") as temporary:
         job = _job(
             base, experts, Path(folder or temporary), None if validate is None else _checked(validate, "validate")
@@ -86,10 +85,11 @@ def _check(experts: Mapping[str, Any], methods: Sequence[Method]) -> None:
 
 
 def _job(base: Any, experts: Mapping[str, Any], folder: Path, validate: Evaluate | None) -> Job:
-    """Base and experts as files, those that are none yet written to `folder`."""
-    job = Job(_file(base, folder / "base.safetensors"), {}, folder, validate, read_tensors(base))
+    """Base and experts as files, those that are none yet written to a folder in `folder`."""
+    written = folder / "inputs"
+    job = Job(_file(base, written / "base.safetensors"), {}, folder, validate, read_tensors(base))
     files = {
-        task: _file(expert, folder / f"expert-{numbered(number, task)}.safetensors", job.names)
+        task: _file(expert, written / f"{numbered(number, task)}.safetensors", job.names)
         for number, (task, expert) in enumerate(experts.items())
     }
     return replace(job, experts=files)
@@ -98,8 +98,14 @@ def _job(base: Any, experts: Mapping[str, Any], folder: Path, validate: Evaluate
 def _file(source: Any, path: Path, names: Sequence[str] = ()) -> Path:
     if isinstance(source, str | PathLike):
         return Path(source)
+    _make(path.parent)
     write_tensors(source, path, names)
     return path
+
+
+def _make(folder: Path) -> None:
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _checked(evaluate: Evaluate, name: str) -> Evaluate:
@@ -141,8 +147,7 @@ class _Sweep:
         return table
 
     def _rows(self, method: Method, folder: Path) -> list[Row]:
-        with output_errors(folder):
-            folder.mkdir(exist_ok=True)
+        _make(folder)
         kept = method.keep(replace(self._job, folder=folder))
         if kept.keys() != self._job.experts.keys():
             raise OptionError(
