@@ -92,7 +92,7 @@ def test_a_sweep_of_the_default_methods(tmp_path: Path) -> None:
     assert {row.task: row.base for row in table.rows} == {task: nearness(task, base_tensors()) for task in TASKS}
     assert SweepTable.load(tmp_path / "sweep.json") == table
     ranked = {row.method: row.kept for row in table.summary()}
-    assert ranked["SVD f16, rank 1"] > ranked["tensor projection row-col u8, 20 %"]  # it is of rank 1, nearly
+    assert ranked["SVD f16, rank 1"] > ranked["spectral projection row-col u4, 20 %"]  # it is of rank 1, nearly
 
 
 def test_evaluate_chooses_nothing(tmp_path: Path) -> None:
@@ -232,19 +232,19 @@ def test_packed_gives_what_restore_gives(tmp_path: Path, dtype: torch.dtype) -> 
 
 
 def test_names_of_packed() -> None:
-    assert Packed().name == "tensor projection row-col u8, 2 %"
-    assert Packed(density=0.003, knob_dtype="f16").name == "tensor projection row-col f16, 0.3 %"
+    assert Packed().name == "spectral projection row-col u4, 1.5 %"
+    assert Packed(density=0.003, knob_dtype="f16").name == "spectral projection row-col f16, 0.3 %"
     assert Packed(target_size=0.7, select="global", knob="norm").name == "global norm tensor, 0.7 % of fp32"
     assert Packed(preset="paper").name == "preset paper, discard 0.6"
-    assert Packed(discard=0.9, score={}).name == "tensor projection row-col u8 by scores, discard 0.9"
-    assert (Packed(label="STA").name, Packed(label="STA").family) == ("STA, 2 %", "STA")
+    assert Packed(discard=0.9, score={}).name == "tensor projection row-col u4 by scores, discard 0.9"
+    assert (Packed(label="STA").name, Packed(label="STA").family) == ("STA, 1.5 %", "STA")
     with pytest.raises(tsw.OptionError, match="density"):
         Packed(density=2)
 
 
 def test_packed_by_scores(job: Job) -> None:
     scores = {task: {"a.weight": np.eye(24, 16, dtype=np.float32)} for task in TASKS}
-    kept = Packed(density=0.04, score=scores).keep(job)
+    kept = Packed(density=0.04, score=scores, knob_per="tensor").keep(job)
     changed = loaded(job, kept["math"])["a.weight"] != job.tensors["a.weight"]
     assert torch.equal(changed, torch.eye(24, 16, dtype=torch.bool))
     with pytest.raises(tsw.UnknownNameError, match=r"scores of .*: no task named 'co/de \|'"):
