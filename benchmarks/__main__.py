@@ -23,6 +23,8 @@ BENCHMARKS = {
     "tall": ("benchmarks.tall", "making, importing, exporting masks over a shared vector: time, size, memory"),
     "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),
     "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
+    "paper": ("benchmarks.paper.__main__", "what every method keeps of real experts, at what size (make paper)"),
+    "frontier": ("benchmarks.paper.frontier", "which rule of pack keeps most at each size (make frontier)"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),
 }
 

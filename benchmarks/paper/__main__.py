@@ -42,10 +42,8 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     """What every method keeps of six experts of a transformer of 5.3 M parameters, at what size: three seeds."""
     start = time.monotonic()
     out = console()
-    if folder.exists() and not keep:
-        shutil.rmtree(folder)
     used = SEEDS[:seeds]
-    made = run_jobs(folder, used, [*TABLES, *OTHERS], out, processes)
+    made = run_jobs(prepared(folder, keep=keep), used, [*TABLES, *OTHERS], out, processes)
     by_seed = [
         made[number : number + len(TABLES) + len(OTHERS)] for number in range(0, len(made), len(TABLES) + len(OTHERS))
     ]
@@ -68,7 +66,8 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     report.targets_table(result, table)
     together = SweepTable.join(parts[TABLES.index(jobs.together)] for parts in by_seed)
     by_count = {
-        2 + place: SweepTable.join(parts[len(TABLES)][place] for parts in by_seed) for place in range(len(TASKS) - 2)
+        count: SweepTable.join(parts[len(TABLES)][place] for parts in by_seed)
+        for place, count in enumerate(jobs.COUNTS)
     }
     report.merging_table(result, {**by_count, len(TASKS): together}, _pictures(folder, seeds))
     report.pulse_table(
@@ -77,6 +76,13 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     table.plot(_pictures(folder, seeds) / "paper-methods.svg")
     result.raw["rows"] = report.raw(table.rows)
     finish(result, save=seeds == len(SEEDS))
+
+
+def prepared(folder: Path, *, keep: bool) -> Path:
+    """The folder, without what an earlier run left there unless that is wanted."""
+    if folder.exists() and not keep:
+        shutil.rmtree(folder)
+    return folder
 
 
 def _pictures(folder: Path, seeds: int) -> Path:

@@ -2,8 +2,8 @@
 
 The router's samples are features of 100 training images a task, as in the paper: what the base's head sees, projected to 64
 numbers by a fixed random matrix, in f16, for 384 would take as much as the expert. Test images come in batches of 50 of one
-task ("batch", as in the paper: "mean" of the weights, or "hard", the largest alone), or all tasks' mixed, each image with its
-own combination ("sample").
+task ("batch", as in the paper: "mean" of the weights, or "hard", the largest alone), or all tasks' mixed, 60 of each, every
+image with its own combination ("sample"): there a symmetric digit does not say whether it was turned.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tswitch_tools.sweep import Row, SweepTable
 SAMPLES = 100
 NUMBERS = 64
 BATCH = 50
+MIXED = 60  # test images a task in mixed batches
 
 
 class Features:
@@ -119,9 +120,11 @@ def _batches(auto: AutoSwitch, name: str, seed: int) -> float:
 
 def _mixed(auto: AutoSwitch, names: list[str], seed: int) -> dict[str, float]:
     parts = [samples(name, seed, "test") for name in names]
-    task = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([len(part.labels) for part in parts]))
+    task = torch.arange(len(names)).repeat_interleave(MIXED)
     order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed))
-    inputs, labels = (torch.cat([getattr(part, what) for part in parts])[order] for what in ("inputs", "labels"))
+    inputs, labels = (
+        torch.cat([getattr(part, what)[:MIXED] for part in parts])[order] for what in ("inputs", "labels")
+    )
     right = torch.cat(
         [auto(x).argmax(dim=1) == y for x, y in zip(inputs.split(BATCH), labels.split(BATCH), strict=True)]
     ).float()

@@ -13,8 +13,9 @@ from benchmarks.paper.pulse import Point, pulse_points
 from tswitch_format.switch.options import DEFAULT_DENSITY
 from tswitch_tools.sweep import Consensus, Emr, LowRank, Method, Packed, Sum, SweepTable, Tall, Ties, Whole, tsw_sweep
 
-DENSITIES = (0.002, 0.004, 0.008, 0.03, 0.08)  # beside the default
-FEW = (0.004, DEFAULT_DENSITY)  # for methods that learn
+DENSITIES = (0.002, 0.0035, 0.007, 0.03, 0.08)  # beside the default
+COUNTS = (2, 3, 4)  # tasks
+FEW = (0.0035, DEFAULT_DENSITY)  # for methods that learn
 
 
 def swept(folder: Path, seed: int, methods: Sequence[Method], tasks: int = len(TASKS)) -> SweepTable:

@@ -100,7 +100,7 @@ class Cases:
             knob_dtype = {"knob_dtype": options.factors} if options.per != "tensor" else {}
             tsw.pack(
                 {"w": weights}, {"w": expert}, path, density=options.density, knob_per=options.per,
-                profile="mapped" if mapped else "archive", **knob_dtype,
+                profile="mapped" if mapped else "archive", select="tensor", **knob_dtype,
             )  # fmt: skip
             self._made[key] = Case(weights, path, self._open.enter_context(tsw.open(path)).switch("w"))
         return self._made[key]

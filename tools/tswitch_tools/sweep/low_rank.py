@@ -3,7 +3,7 @@
 Of each tensor of the base that changed, the file has
     left/NAME, right/NAME                   factors [first, rank] and [rank, others], f16 or int8
     left-scale/NAME, right-scale/NAME       of int8 factors: f32 [rank], value = code * scale of its singular vector
-    delta/NAME                              f16, where factors would be larger: vectors, and small matrices
+    delta/NAME, delta-scale/NAME            where factors would be larger, vectors and small matrices: f16, or int8 with f32 [1]
     whole/NAME                              tensors that are not floats
 """
 
@@ -84,8 +84,8 @@ class LowRank:
             return {"whole": expert}
         wide = torch.promote_types(base.dtype, torch.float32)
         delta = expert.to(wide) - base.to(wide)
-        parts = self._factors(delta) if self._pays(delta) else {"delta": delta.half()}
-        if not all(part.isfinite().all() for part in parts.values()):
+        parts = self._factors(delta) if self._pays(delta) else self._whole(delta)
+        if not all(part.isfinite().all() for part in (delta, *parts.values())):
             raise NonFiniteError(
                 f"tensor {name!r}: expected differences from the base that f16 can hold, found larger ones, NaN or infinity; "
                 "check the expert",
@@ -93,14 +93,20 @@ class LowRank:
             )
         return parts
 
+    def _whole(self, delta: Tensor) -> dict[str, Tensor]:
+        if self.dtype == "f16":
+            return {"delta": delta.half()}
+        codes, scale = _codes(delta.reshape(-1, 1), 0)
+        return {"delta": codes.reshape(delta.shape), "delta-scale": scale}
+
     def _pays(self, delta: Tensor) -> bool:
-        """Whether factors are smaller than the difference in f16."""
+        """Whether factors are smaller than the difference itself in their type."""
         if delta.dim() < 2 or not delta.numel() or not delta.isfinite().all():
             return False
         rank = min(self.rank, len(delta), delta[0].numel())
         scales = 2 * 4 * rank if self.dtype == "int8" else 0
         nbytes = rank * (len(delta) + delta[0].numel()) * _DTYPES[self.dtype].itemsize + scales
-        return nbytes < 2 * delta.numel()
+        return nbytes < _DTYPES[self.dtype].itemsize * delta.numel()
 
     def _factors(self, delta: Tensor) -> dict[str, Tensor]:
         left, right = factors(delta.flatten(1), self.rank)
@@ -143,7 +149,8 @@ def _add(path: Path, weights: dict[str, Tensor]) -> None:
             case "whole":
                 weight.copy_(part)
             case "delta":
-                weight.copy_(weight.to(wide) + part)
+                scale = parts.get(f"delta-scale/{name}")
+                weight.copy_(weight.to(wide) + (part if scale is None else part.to(wide) * scale.item()))
             case "left":
                 left, right = part.to(wide), parts[f"right/{name}"].to(wide)
                 if part.dtype is torch.int8:
