@@ -11,6 +11,7 @@ BENCHMARKS = {
     "codecs": ("benchmarks.codecs", "bytes and decode speed of every plane codec on random masks, and which is taken"),
     "memory": ("benchmarks.memory", "peak resident memory of pack and restore of a model of 1.2 G parameters"),
     "speed": ("benchmarks.speed", "times of pack, restore and opening, as ratios to plain safetensors work"),
+    "selecting": ("benchmarks.selecting", "how long pack takes by the way of selecting"),
     "switching": (
         "benchmarks.switching",
         "switching experts in memory and from files, beside loading or copying full ones",
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
     "paper": ("benchmarks.paper.__main__", "what every method keeps of real experts, at what size (make paper)"),
     "frontier": ("benchmarks.paper.frontier", "which rule of pack keeps most at each size (make frontier)"),
+    "ideas": ("benchmarks.paper.ideas", "what rules that pack does not have would keep, computed on arrays"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),
 }
 

@@ -49,7 +49,7 @@ class Setting:
         path = folder / "expert.tsw"
         for task in range(tasks):
             expert = {name: weight + 0.01 * torch.randn_like(weight) for name, weight in base.items()}
-            tsw.pack(base, expert, path, density=density)
+            tsw.pack(base, expert, path, density=density, select="tensor", knob_dtype="u8")
             with SwitchTensors(path, device=device) as file:
                 experts[str(task)] = {name: file.switch(name).packed() for name in base}
                 for layer, name in enumerate(base):

@@ -54,7 +54,12 @@ def main(folder: Path, scale: float, keep: bool, top: int) -> None:
     )
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         path, out = Path(temporary) / "expert.tsw", Path(temporary) / "restored"
-        add_table(result, "pack", lambda: tsw.pack(model.base, model.expert, path, threads=1), top)
+        add_table(
+            result,
+            "pack",
+            lambda: tsw.pack(model.base, model.expert, path, density=0.02, select="tensor", knob_dtype="u8", threads=1),
+            top,
+        )
         common.pause_for_disk()
         add_table(result, "restore", lambda: tsw.restore(model.base, path, out, threads=1), top)
         shutil.rmtree(out)

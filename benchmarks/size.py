@@ -131,7 +131,7 @@ def files(result: common.Result, random: np.random.Generator, folder: Path) -> N
     elements = TENSORS * math.prod(SHAPE)
     for asked in DENSITIES:
         path = folder / "random.tsw"
-        tsw.pack(base, expert, path, density=asked)
+        tsw.pack(base, expert, path, density=asked, select="tensor", knob_dtype="u8")
         parts, active, _, _ = _parts(path)
         density = active / elements
         bound = elements * entropy_bits(density) / 8
@@ -198,7 +198,7 @@ def indices(result: common.Result, random: np.random.Generator, folder: Path) ->
         names = len(zstd.compress("".join(sorted(base)).encode(), _INDEX_LEVEL))
         for knob_per in ("row-col", "tensor"):
             path = folder / "index.tsw"
-            tsw.pack(base, expert, path, knob_per=knob_per)
+            tsw.pack(base, expert, path, density=0.02, select="tensor", knob_per=knob_per, knob_dtype="u8")
             parts, _, tensors, chunks = _parts(path)
             bound = TENSOR_BYTES * tensors + CHUNK_BYTES * chunks
             table.add(

@@ -102,13 +102,16 @@ def list_keys(path: Path, backend: str) -> object:
 def pack_speed(
     result: common.Result, model: synthetic.Model, folder: Path, rounds: int, threads: Sequence[int]
 ) -> Path:
-    """pack against subtraction; the packed file."""
+    """pack by magnitude against subtraction; the packed file. `selecting` has the other ways."""
     base, expert = model.shards("base"), model.shards("expert")
     path = folder / "model.tsw"
     candidates: dict[str, common.Candidate] = {}
     for count in threads:
         candidates[f"pack, {_threads(count)}"] = common.Candidate(
-            partial(tsw.pack, model.base, model.expert, path, threads=count), common.pause_for_disk
+            partial(
+                tsw.pack, model.base, model.expert, path, density=0.02, select="tensor", knob_dtype="u8", threads=count
+            ),
+            common.pause_for_disk,
         )
         candidates[f"load and subtract, {_threads(count)}"] = common.Candidate(
             partial(subtract, base, expert, count), common.pause_for_disk
@@ -161,8 +164,8 @@ def open_speed(result: common.Result, folder: Path, rounds: int, seed: int = 0) 
     save_arrays(expert, full)
     save_file({name: torch.from_numpy(array).to(torch.bfloat16) for name, array in expert.items()}, half)
     archive, mapped = folder / "archive.tsw", folder / "mapped.tsw"
-    tsw.pack(base, expert, archive, density=0.02)
-    tsw.pack(base, expert, mapped, density=0.02, profile="mapped")
+    tsw.pack(base, expert, archive, density=0.02, select="tensor", knob_dtype="u8")
+    tsw.pack(base, expert, mapped, density=0.02, select="tensor", knob_dtype="u8", profile="mapped")
     common.read_once([full, half, archive, mapped])
 
     ours: dict[str, Callable[[], object]] = {}

@@ -106,7 +106,7 @@ class Workload:
         for task in ("a", "b"):
             expert = {n: (t.float() + torch.randn(t.shape).mul_(0.002)).to(dtype) for n, t in base.items()}
             self.paths.append(folder / f"{task}.tsw")
-            tsw.pack(base, expert, self.paths[-1], task=task, density=density)
+            tsw.pack(base, expert, self.paths[-1], task=task, density=density, select="tensor", knob_dtype="u8")
             if task == "a":
                 self.full, self.pickled = folder / "a.safetensors", folder / "a.pt"
                 save_file(expert, self.full)

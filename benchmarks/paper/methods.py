@@ -102,8 +102,8 @@ class Calibrated:
 
 
 class Tinted:
-    """Model Tinting over switches: `sum_t lambda[l, t] switch[l, t]` for every tensor l but the head, of which each task has its
-    own. Lambdas (from 0.3 on) and heads (from the experts') are trained on all tasks' training data together."""
+    """Model Tinting over switches: `sum_t lambda[l, t] switch[l, t]` for every tensor l but the head, of which each task has
+    its own. Lambdas (from 0.3 on) and heads (from the experts') are trained on all tasks' training data together."""
 
     family = ""
 

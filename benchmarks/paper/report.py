@@ -16,10 +16,10 @@ from tswitch_tools.text import size
 
 COLUMNS = ("method", "kept %", "spread", "worst task %", "worst", "a task", "% of fp32", "ms to switch", "chosen")
 NOTE = (
-    "Kept: accuracy in % of the full expert's on test images, mean over tasks and seeds; spread: standard deviation of "
-    "the seeds' means; worst: the task with the lowest mean over seeds. A task: bytes of files on disk, what tasks share divided by "
-    "their number. To switch: from files in the page cache to weights, one thread. * no other row of the table keeps as much in "
-    "as few bytes. Chosen: on validation images."
+    "Kept: accuracy in % of the full expert's on test images, mean over tasks and seeds; spread: standard deviation of the "
+    "seeds' means; worst: the task with the lowest mean over seeds. A task: bytes of files on disk, what tasks share "
+    "divided by their number. To switch: from files in the page cache to weights, one thread. * no other row of the table "
+    "keeps as much in as few bytes. Chosen: on validation images."
 )
 TARGETS = (
     (0.5, 99.5, 97.0),
