@@ -9,8 +9,9 @@ from rich.console import Console
 
 from benchmarks.demo.report import keep, keep_together, measure, show
 from benchmarks.demo.train import prepare
+from tswitch_format.switch.options import DEFAULT_DENSITY
 
-DENSITIES = (0.02, 0.05)  # the default, and what a small model is better kept at
+DENSITIES = (DEFAULT_DENSITY, 0.05)  # and what a small model is better kept at
 
 
 @click.command()

@@ -46,7 +46,7 @@ def keep(folder: Path, name: str, density: float) -> Kept:
     """Pack one expert at a density, validate the file, and restore the expert from base and file alone."""
     path = folder / f"{name}-{density}.tsw"
     tsw.pack(folder / "base.safetensors", folder / f"{name}.safetensors", path, task=name, density=density)
-    return restored(folder, path, name, f"T-Switch {density:.0%}")
+    return restored(folder, path, name, f"T-Switch {100 * density:g}%")
 
 
 def restored(folder: Path, path: Path, name: str, method: str) -> Kept:
