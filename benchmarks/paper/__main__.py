@@ -13,7 +13,7 @@ from benchmarks.paper import jobs, report
 from benchmarks.paper.data import TASKS
 from benchmarks.paper.running import PROCESSES, SEEDS, run_jobs
 from benchmarks.paper.train import new_model
-from tswitch_tools.sweep import SweepTable
+from tswitch_tools.sweep import Packed, SweepTable
 
 TABLES = (jobs.alone, jobs.scored, jobs.calibrated, jobs.together, jobs.tinted, jobs.routed)
 OTHERS = (jobs.by_tasks, jobs.pruned)
@@ -64,6 +64,7 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     report.tasks_table(result, table, "full expert")
     report.methods_table(result, "Methods", table)
     report.targets_table(result, table)
+    result.tables[-1].note = report.routing_note(table, "Auto-Switch, batch, hard", Packed().name)
     together = SweepTable.join(parts[TABLES.index(jobs.together)] for parts in by_seed)
     by_count = {
         count: SweepTable.join(parts[len(TABLES)][place] for parts in by_seed)

@@ -92,6 +92,14 @@ def targets_table(result: Result, table: SweepTable) -> None:
         )
 
 
+def routing_note(table: SweepTable, routed: str, switched: str) -> str:
+    """How far a model that chooses its experts itself is from one that is told."""
+    kept = {row.method: row.kept for row in table.summary()}
+    if routed not in kept or switched not in kept:
+        return ""
+    return f"{routed}: {kept[routed]:.2f} % kept, {switched}: {kept[switched]:.2f} %."
+
+
 def pulse_table(result: Result, points: Sequence[Point], folder: Path = RESULTS) -> None:
     """What pruned experts keep, and its picture."""
     ratios = sorted({point.ratio for point in points})
