@@ -354,6 +354,24 @@ def test_what_low_rank_cannot_keep(job: Job) -> None:
         LowRank(1, "u4")  # type: ignore[arg-type]
 
 
+def test_loads_that_are_not_asked_for_are_not_made(job: Job) -> None:
+    made: list[str] = []
+
+    class Counting:
+        name, family = "counting", ""
+
+        def keep(self, job: Job) -> dict[str, Kept]:
+            return {task: Kept(1.0, lambda weights, task=task: made.append(task)) for task in job.experts}  # type: ignore[misc]
+
+    for loads, calls in ((0, 1), (2, 3)):
+        made.clear()
+        table = tsw_sweep(job.base, job.experts, nearness, methods=[Counting()], loads=loads)
+        assert made == [task for task in TASKS for _ in range(calls)]
+        assert all(row.switch_seconds > 0 for row in table.rows)
+    with pytest.raises(tsw.OptionError, match="loads: expected a number from 0 up, found -1"):
+        tsw_sweep(job.base, job.experts, nearness, methods=[Counting()], loads=-1)
+
+
 # --- texts and floors -----------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from tswitch_tools.sweep.method import Evaluate, Job, Kept, Method, numbered
 from tswitch_tools.sweep.table import Failure, Row, SweepTable
 from tswitch_tools.sweep.tensors import read_tensors, write_tensors
 
-_LOADS = 3  # of which the median counts; one before them warms files and compiled loops
+_LOADS = 3
 
 
 def tsw_sweep(
@@ -35,6 +35,7 @@ def tsw_sweep(
     folder: str | PathLike[str] | None = None,
     save: str | PathLike[str] | None = None,
     run: str = "",
+    loads: int = _LOADS,
     progress: Callable[[int, int], None] | None = None,
 ) -> SweepTable:
     """Measure what each way of keeping the experts of a base costs and keeps.
@@ -49,7 +50,8 @@ def tsw_sweep(
     gets the table after each method, so that nothing is lost when something ends the sweep. `run`: what this sweep is called
     where tables are joined, such as a seed. `progress` gets methods done and in all.
 
-    Time to switch: from files in the page cache to weights, base tensors in memory, the median of three.
+    Time to switch: from files in the page cache to weights, base tensors in memory, the median of `loads`; one before them
+    warms files and compiled loops. With 0 that one is all there is, for sweeps that ask for no times.
     Memory: the base twice or three times, and what methods take.
 
     A method that raises a TswError is a failure in the table and has no rows; others go on. Raises OptionError for arguments
@@ -58,6 +60,8 @@ def tsw_sweep(
     """
     chosen = list(default_methods() if methods is None else methods)
     _check(experts, chosen)
+    if not isinstance(loads, int) or loads < 0:
+        raise OptionError(f"loads: expected a number from 0 up, found {loads!r}")
     if folder is not None:
         _make(Path(folder))
     with tempfile.TemporaryDirectory(prefix="tsw-sweep-") as temporary:
@@ -67,7 +71,7 @@ def tsw_sweep(
         out = None if save is None else Path(save)
         if out is not None:
             check_output(out, [job.base, *job.experts.values()])
-        return _Sweep(job, _checked(evaluate, "evaluate"), run).measured(chosen, out, progress)
+        return _Sweep(job, _checked(evaluate, "evaluate"), run, loads).measured(chosen, out, progress)
 
 
 def _check(experts: Mapping[str, Any], methods: Sequence[Method]) -> None:
@@ -123,10 +127,11 @@ def _checked(evaluate: Evaluate, name: str) -> Evaluate:
 class _Sweep:
     """One sweep: what it measures, and against what."""
 
-    def __init__(self, job: Job, evaluate: Evaluate, run: str) -> None:
+    def __init__(self, job: Job, evaluate: Evaluate, run: str, loads: int) -> None:
         self._job = job
         self._evaluate = evaluate
         self._run = run
+        self._loads = loads
         self._bases = {task: evaluate(task, job.weights()) for task in job.experts}
         self._experts = {task: evaluate(task, job.load_expert(task)) for task in job.experts}
 
@@ -157,7 +162,7 @@ class _Sweep:
         return [self._row(method, task, kept[task]) for task in self._job.experts]
 
     def _row(self, method: Method, task: str, kept: Kept) -> Row:
-        weights, seconds = _loaded(self._job, kept)
+        weights, seconds = _loaded(self._job, kept, self._loads)
         return Row(
             method.name,
             task,
@@ -173,14 +178,14 @@ class _Sweep:
         )
 
 
-def _loaded(job: Job, kept: Kept) -> tuple[dict[str, Tensor], float]:
+def _loaded(job: Job, kept: Kept, loads: int) -> tuple[dict[str, Tensor], float]:
     """A task's weights, and the seconds that they take."""
     weights: dict[str, Tensor] = {}
     times = []
-    for _ in range(1 + _LOADS):
+    for _ in range(1 + loads):
         weights.clear()  # no copy too many
         weights.update(job.weights())
         start = time.perf_counter()
         kept.load(weights)
         times.append(time.perf_counter() - start)
-    return weights, median(times[1:])
+    return weights, median(times[1:] or times)
