@@ -9,14 +9,15 @@ With tau the task vector of a tensor, S its active elements, i rows and j column
 
 A row's factor is the same rule on that row, divided by k; a column's (projection only) the rule on the column, with the rows'
 factors in it. Factors are at most 3. They are rounded to their stored type, and k is then set anew so that its rule holds
-with what is stored.
+with what is stored. Where 16 levels would round the factors of more than one active element in 64 to 0, as in an embedding of
+which some rows hardly changed, the tensor's are stored with the 256 of u8.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from tswitch_format.switch.options import Knob, KnobDType, KnobPer
 from tswitch_format.switch.task_vector import Statistics
 
 _CAP = 3.0
+_VANISHED = 1 / 64  # share of active elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ def fit(
         exact = np.divide(_required(found.column_squares), weighted, out=np.zeros_like(weighted), where=weighted > 0)
         columns = to_codes(np.minimum(exact, _CAP), dtype.stored, dtype.step)
         column_values = factor_values(columns).astype(np.float64)
-    magnitudes, squares = sums.weighted(row_values, column_values)
+    magnitudes, squares, alive = sums.weighted(row_values, column_values)
+    if dtype.step > 1 and sums.count - alive > _VANISHED * sums.count:
+        return fit(found, shape, knob, per, replace(dtype, step=1), like)
     anew = _anew(knob, found.squares, sums.squares, magnitudes, squares)
     if not anew:  # all stored factors of active elements are 0: better the knob alone than a switch that does nothing
         return FittedKnob(np.float32(whole))
@@ -186,16 +190,18 @@ class _Sums:
 
     def weighted(
         self, row_values: NDArray[np.float64], column_values: NDArray[np.float64] | None
-    ) -> tuple[float, float]:
-        """sum_S f |tau| and sum_S f^2 with f the product of the factors."""
+    ) -> tuple[float, float, int]:
+        """sum_S f |tau| and sum_S f^2 with f the product of the factors, and how many f are not 0."""
         magnitudes_sum = squares_sum = 0.0
+        alive = 0
         for piece in self._pieces():
             factors = piece.spread(row_values)
             if column_values is not None:
                 factors *= column_values.take(piece.columns)
             magnitudes_sum += float((factors * piece.magnitudes).sum())
             squares_sum += float(np.square(factors).sum())
-        return magnitudes_sum, squares_sum
+            alive += int(np.count_nonzero(factors))
+        return magnitudes_sum, squares_sum, alive
 
 
 @dataclass(frozen=True, slots=True)
