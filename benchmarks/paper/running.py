@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from benchmarks.paper.data import TASKS
 from benchmarks.paper.train import train_base, train_expert
@@ -27,7 +28,7 @@ Job = Callable[[Path, int], Any]
 def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: Console, processes: int) -> list[Any]:
     """Train what is not there yet for each seed, then run all jobs on it; their results, by seed and then by job."""
     results: dict[tuple[int, int], Any] = {}
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
         waiting: dict[Future[Any], tuple[int, int | None]] = {}
         left = dict.fromkeys(seeds, 0)
 
@@ -68,6 +69,12 @@ def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: C
             pool.shutdown(cancel_futures=True)
             raise
     return [results[seed, number] for seed in seeds for number in range(len(jobs))]
+
+
+def _one_thread() -> None:
+    """Of torch and of NumPy's BLAS: two processes on two cores."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def _of(folder: Path, seed: int) -> Path:
