@@ -187,6 +187,15 @@ def test_scores_of_zero_alone_keep_nothing(tmp_path: Path) -> None:
     assert tsw.pack(base, expert, tmp_path / "x.tsw", score={"w": np.zeros((10, 10))}).unchanged == 1
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("select", ["tensor", "global"])
+def test_a_score_of_minus_zero_is_a_score_of_zero(tmp_path: Path, select: str, dtype: str) -> None:
+    base, expert, score = ({name: a.astype(dtype) for name, a in arrays.items()} for arrays in scored())
+    score["w"].reshape(-1)[50:] = -0.0
+    tsw.pack(base, expert, tmp_path / "x.tsw", score=score, density=0.05, select=select)
+    assert np.flatnonzero(masks(tmp_path / "x.tsw")["w"]).tolist() == [1, 2, 3, 4, 5]
+
+
 def test_the_recipe_says_where_scores_are_from(tmp_path: Path) -> None:
     base, expert, score = scored()
     path = save(tmp_path / "score.safetensors", score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,41 @@ def test_density_one_keeps_all_that_differs(tmp_path: Path) -> None:
     tau = np.random.default_rng(3).standard_normal((40, 70)).astype(np.float32)
     tau[5] = 0
     assert np.array_equal(packed(tmp_path, tau, density=1.0), tau != 0)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (12, 50)])
+def test_what_is_far_below_the_rest_differs_too(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Its key would be below all numbers of f32."""
+    tau = np.random.default_rng(10).standard_normal(shape).astype(np.float32)
+    tau[3], tau[:, 4], tau[5, :30] = 1e-30, -1e-25, 0
+    assert np.array_equal(packed(tmp_path, tau, density=1.0), tau != 0)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_equal_keys_stay_together(tmp_path: Path, dtype: str) -> None:
+    """Products of matrices leave noise in f64; it chooses nothing."""
+    rng = np.random.default_rng(11)
+    tau = (0.3 * np.outer(rng.choice([-1, 1], 60), rng.choice([-1, 1], 50))).astype(dtype)
+    assert packed(tmp_path, tau, density=0.1).all()
+
+
+def test_squares_below_all_numbers_are_selected_by_magnitude(tmp_path: Path) -> None:
+    tau = 1e-161 * np.random.default_rng(12).uniform(1, 2, (20, 30))  # pytest makes errors of warnings
+    by_magnitude = packed(tmp_path, tau, density=0.1, select="tensor")
+    assert by_magnitude.sum() == 60
+    assert np.array_equal(packed(tmp_path, tau, density=0.1), by_magnitude)
+
+
+def test_thin_tensors_take_no_more_than_magnitudes_do(tmp_path: Path) -> None:
+    tau = np.random.default_rng(13).standard_normal((200_000, 2)).astype(np.float32)
+    base, expert = (save(tmp_path / f"{n}.safetensors", {"w": x}) for n, x in (("a", np.zeros_like(tau)), ("b", tau)))
+    peaks = {}
+    for select in ("tensor", "spectral"):
+        tracemalloc.start()
+        tsw.pack(base, expert, tmp_path / "x.tsw", density=0.01, select=select, threads=1)
+        peaks[select] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks["spectral"] < peaks["tensor"] + 60 * len(tau)  # 16 numbers a row would be 128 bytes and more
 
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.62])

@@ -160,7 +160,8 @@ class RadixSelect:
         bits = keys.astype(wanted, copy=False).view(self._type)
         if self._shift + _DIGIT < self._type.itemsize * 8:
             bits = bits[bits >> (self._shift + _DIGIT) == self._prefix]
-        digits = (bits[bits != 0] >> self._shift) & ((1 << _DIGIT) - 1)
+        some = bits.view(f"i{self._type.itemsize}") > 0  # not -0.0 either, whose bits are above all others'
+        digits = (bits[some] >> self._shift) & ((1 << _DIGIT) - 1)
         return np.bincount(digits.astype(np.int64), minlength=self.counts.size)
 
     def advance(self, quota: int) -> None:

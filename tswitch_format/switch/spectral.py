@@ -14,9 +14,10 @@ magnitudes keep at 2 %. Thresholds scaled by rows and columns alone gain half of
 were best; one more round of iteration gained nothing.
 
 The directions come from a random sketch and one step of subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061,
-algorithm 4.4 with half a step), so tau is read twice before it is selected from, in blocks; memory is 16 numbers a row and a
-column. The sketch is of fixed signs and all of this in f64: bits that a matrix product may change between machines or numbers
-of threads are far below those that a key has.
+algorithm 4.4 with half a step), so tau is read twice before it is selected from, in blocks; memory is some times 16 numbers a
+row and a column. Where there are no more than 16 rows or columns, L is tau: it is read once, for m and n. The sketch is of
+fixed signs and all of this in f64: bits that a matrix product may change between machines or numbers of threads are far below
+those that a key has, which is f32 whatever tau is.
 """
 
 from __future__ import annotations
@@ -33,16 +34,14 @@ _LEAST = 0.05  # of the tensor's root mean square: what a row's and a column's c
 _SEED = 0x545357  # "TSW"
 
 
-def spectral_keys(vector: TaskVector) -> bool:
-    """Let a task vector be selected from by spectrum. False, and nothing changes, where it has no rows and columns in blocks,
-    or squares beyond f64. Raises NonFiniteError."""
+def spectral_keys(vector: TaskVector) -> None:
+    """Let a task vector be selected from by spectrum. Nothing changes, so it is by magnitude, where it has no rows and columns
+    in blocks, or squares that f64 cannot hold. Raises NonFiniteError."""
     if len(vector.shape) < 2 or not vector.whole_rows:
-        return False
+        return
     found = _Spectrum(vector)
-    if not found.usable:
-        return False
-    vector.select_by(found.keys)
-    return True
+    if found.usable:
+        vector.select_by(found.keys)
 
 
 class _Spectrum:
@@ -50,42 +49,45 @@ class _Spectrum:
 
     def __init__(self, vector: TaskVector) -> None:
         self._columns = vector.columns
-        self._type = vector.type
         rows, columns = vector.rows, vector.columns
         row_squares, column_squares = np.zeros(rows), np.zeros(columns)
-        sketch = _signs(columns)
-        seen = np.zeros((rows, RANK))
+        self._directions: NDArray[np.float64] | None = None  # all that there are
+        projected = min(rows, columns) > RANK
+        sketch = _signs(columns) if projected else None
+        seen = np.zeros((rows, RANK)) if projected else None
         with np.errstate(over="ignore", invalid="ignore"):
             for row, block in vector.row_blocks():
                 squares = np.square(block)
                 row_squares[row : row + len(block)] = squares.sum(axis=1)
                 column_squares += squares.sum(axis=0)
-                seen[row : row + len(block)] = block @ sketch
-            mean = float(row_squares.sum()) / vector.elements
-            self.usable = bool(np.isfinite(mean) and mean > 0)
+                if sketch is not None and seen is not None:
+                    seen[row : row + len(block)] = block @ sketch
+            least = _LEAST**2 * (float(row_squares.sum()) / vector.elements)
+            self.usable = bool(np.isfinite(least) and least >= np.finfo(np.float64).tiny)
             if not self.usable:
                 return
-            basis, _ = np.linalg.qr(seen)
-            turned = np.zeros((columns, basis.shape[1]))
-            for row, block in vector.row_blocks():
-                turned += block.T @ basis[row : row + len(block)]
-        self._directions, _ = np.linalg.qr(turned)
-        least = _LEAST**2 * mean
+            if seen is not None:
+                basis, _ = np.linalg.qr(seen)
+                turned = np.zeros((columns, RANK))
+                for row, block in vector.row_blocks():
+                    turned += block.T @ basis[row : row + len(block)]
+                self._directions, _ = np.linalg.qr(turned)
         self._row_scales = np.sqrt(np.maximum(row_squares / columns, least))
         self._column_scales = np.sqrt(np.maximum(column_squares / rows, least))
 
     def keys(self, start: int, tau: Floats) -> Floats:
-        """Keys of whole rows from flat element `start` on; 0 where tau is."""
+        """Keys of whole rows from flat element `start` on, f32; 0 where tau is, and only there."""
         block = tau.reshape(-1, self._columns).astype(np.float64)
         row = start // self._columns
-        main = (block @ self._directions) @ self._directions.T
+        main = block.copy() if self._directions is None else (block @ self._directions) @ self._directions.T
         main *= block
         np.square(block, out=block)
         block *= _OWN
         np.maximum(main, block, out=main)
         main /= self._row_scales[row : row + len(block), None]
         main /= self._column_scales
-        keys: Floats = main.astype(self._type).reshape(-1)
+        keys = np.maximum(main.astype(np.float32), np.finfo(np.float32).tiny).reshape(-1)
+        keys[tau == 0] = 0
         return keys
 
 
