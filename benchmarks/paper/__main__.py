@@ -11,7 +11,7 @@ import click
 from benchmarks.common import RESULTS, Result, console, finish
 from benchmarks.paper import jobs, report
 from benchmarks.paper.data import TASKS
-from benchmarks.paper.running import PROCESSES, SEEDS, run_jobs
+from benchmarks.paper.running import PROCESSES, SEEDS, folder_of, run_jobs
 from benchmarks.paper.train import new_model
 from tswitch_tools.sweep import Packed, SweepTable
 
@@ -80,9 +80,11 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
 
 
 def prepared(folder: Path, *, keep: bool) -> Path:
-    """The folder, without what an earlier run left there unless that is wanted."""
-    if folder.exists() and not keep:
-        shutil.rmtree(folder)
+    """The folder, without the checkpoints that an earlier run left there unless they are wanted. What else is in it stays."""
+    for seed in () if keep else SEEDS:
+        old = folder_of(folder, seed)
+        if old.exists():
+            shutil.rmtree(old)
     return folder
 
 

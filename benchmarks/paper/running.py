@@ -37,21 +37,23 @@ def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: C
 
         def trained(seed: int) -> None:
             """Go on with a seed whose base is there, or all of whose experts are."""
-            missing = [task.name for task in TASKS if not (_of(folder, seed) / f"{task.name}.safetensors").exists()]
+            missing = [
+                task.name for task in TASKS if not (folder_of(folder, seed) / f"{task.name}.safetensors").exists()
+            ]
             left[seed] = len(missing)
             for name in missing:
-                begin(seed, None, train_expert, _of(folder, seed), seed, name)
+                begin(seed, None, train_expert, folder_of(folder, seed), seed, name)
             if not missing:
                 console.print(f"seed {seed}: experts are there", highlight=False)
                 for number, job in enumerate(jobs):
-                    begin(seed, number, job, _of(folder, seed), seed)
+                    begin(seed, number, job, folder_of(folder, seed), seed)
 
         for seed in seeds:
-            _of(folder, seed).mkdir(parents=True, exist_ok=True)
-            if (_of(folder, seed) / "base.safetensors").exists():
+            folder_of(folder, seed).mkdir(parents=True, exist_ok=True)
+            if (folder_of(folder, seed) / "base.safetensors").exists():
                 trained(seed)
             else:
-                begin(seed, None, train_base, _of(folder, seed), seed)
+                begin(seed, None, train_base, folder_of(folder, seed), seed)
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -71,6 +73,7 @@ def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: C
     return [results[seed, number] for seed in seeds for number in range(len(jobs))]
 
 
+<<<<<<< HEAD
 def _one_thread() -> None:
     """Of torch and of NumPy's BLAS: two processes on two cores."""
     torch.set_num_threads(1)
@@ -78,6 +81,10 @@ def _one_thread() -> None:
 
 
 def _of(folder: Path, seed: int) -> Path:
+=======
+def folder_of(folder: Path, seed: int) -> Path:
+    """Where the checkpoints of a seed are."""
+>>>>>>> 7989171ccb7a0bf98e02cf5307fcea0a4a659bc0
     return folder / f"seed{seed}"
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 
 from benchmarks.common import Result  # noqa: E402
 from benchmarks.paper import ideas, pulse, report  # noqa: E402
+from benchmarks.paper.__main__ import prepared  # noqa: E402
 from benchmarks.paper.data import BY_NAME, PLAIN, TASKS, turned  # noqa: E402
 from benchmarks.paper.evaluation import training_batches  # noqa: E402
 from benchmarks.paper.train import new_model  # noqa: E402
@@ -65,6 +66,18 @@ def test_training_batches_are_of_the_training_part() -> None:
     assert [len(batch.labels) for batch in batches] == [32, 32, 32]
     train = {tuple(x.flatten().tolist()) for x in BY_NAME["tumours"].samples(0, "train").inputs}
     assert all(tuple(x.flatten().tolist()) in train for batch in batches for x in batch.inputs)
+
+
+def test_a_new_run_removes_the_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("seed0/base.safetensors", "seed2/auto/all.tsw", "theses/mine.txt", "seeds.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert prepared(tmp_path, keep=True) == tmp_path
+    assert sorted(tmp_path.rglob("*")) == before
+    assert prepared(tmp_path, keep=False) == tmp_path
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine.txt", "seeds.txt", "theses"]
+    assert prepared(tmp_path / "new", keep=False) == tmp_path / "new"
 
 
 def test_the_model_has_at_least_five_million_parameters() -> None:

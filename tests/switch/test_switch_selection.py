@@ -347,6 +347,13 @@ def test_an_impossible_target_size_is_refused_with_what_was_needed(tmp_path: Pat
     assert not files_in(tmp_path)
 
 
+def test_vectors_that_are_whole_and_too_large_are_refused_with_what_would_help(tmp_path: Path) -> None:
+    base, expert = {"v": np.zeros(20_000, np.float32)}, {"v": np.random.default_rng(0).standard_normal(20_000, "f4")}
+    with pytest.raises(tsw.OptionError, match="bytes were needed; ask for more, or use --select tensor"):
+        tsw.pack(base, expert, tmp_path / "x.tsw", target_size=1.5)
+    assert tsw.pack(base, expert, tmp_path / "x.tsw", target_size=1.5, select="tensor").percent_of_fp32 < 1.5
+
+
 def test_a_target_size_above_all_there_is_keeps_all_but_a_thousandth(tmp_path: Path) -> None:
     base, expert = {"w": np.zeros(5000, np.float32)}, {"w": np.arange(5000, dtype=np.float32)}
     result = tsw.pack(base, expert, tmp_path / "x.tsw", target_size=100)

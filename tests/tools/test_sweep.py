@@ -216,6 +216,15 @@ def test_arguments_that_make_no_sense(experts: dict[str, str], methods: list[Met
         tsw_sweep("base", experts, nearness, methods=methods)
 
 
+def test_functions_that_are_none_are_seen_before_anything_is_written(tmp_path: Path) -> None:
+    functions: dict[str, Any] = {"evaluate": nearness, "validate": nearness}
+    for what, found in (("evaluate", None), ("evaluate", 0.5), ("validate", 0.5)):
+        message = f"{what}: expected a function of a task and its weights, found {type(found).__name__}"
+        with pytest.raises(tsw.OptionError, match=re.escape(message)):
+            tsw_sweep("base", {"t": "x"}, folder=tmp_path / "f", **{**functions, what: found})
+    assert not list(tmp_path.iterdir())
+
+
 # --- methods --------------------------------------------------------------------------------------------------
 
 

@@ -201,9 +201,10 @@ class _Job:
             if high - low < 1e-3 * high and low:
                 break
         if not low:
+            smaller = "--select tensor" if self.options.select == "spectral" else "--knob-per tensor"
             raise OptionError(
                 f"target-size {percent} % of fp32 is {int(target)} bytes: expected at least what the smallest file takes, "
-                f"{min(sizes)} bytes were needed; ask for more, or use --knob-per tensor"
+                f"{min(sizes)} bytes were needed; ask for more, or use {smaller}"
             )
         result = self._pack(path, task, header, Amount(low, None), lambda size: True)
         if result is None:  # cannot be, as above

@@ -60,6 +60,9 @@ def tsw_sweep(
     """
     chosen = list(default_methods() if methods is None else methods)
     _check(experts, chosen)
+    for what, given in (("evaluate", evaluate), ("validate", validate)):
+        if not callable(given) and not (given is None and what == "validate"):
+            raise OptionError(f"{what}: expected a function of a task and its weights, found {type(given).__name__}")
     if not isinstance(loads, int) or loads < 0:
         raise OptionError(f"loads: expected a number from 0 up, found {loads!r}")
     if folder is not None:
