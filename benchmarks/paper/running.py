@@ -73,18 +73,14 @@ def run_jobs(folder: Path, seeds: Sequence[int], jobs: Sequence[Job], console: C
     return [results[seed, number] for seed in seeds for number in range(len(jobs))]
 
 
-<<<<<<< HEAD
 def _one_thread() -> None:
     """Of torch and of NumPy's BLAS: two processes on two cores."""
     torch.set_num_threads(1)
     threadpool_limits(1)
 
 
-def _of(folder: Path, seed: int) -> Path:
-=======
 def folder_of(folder: Path, seed: int) -> Path:
     """Where the checkpoints of a seed are."""
->>>>>>> 7989171ccb7a0bf98e02cf5307fcea0a4a659bc0
     return folder / f"seed{seed}"
 
 
