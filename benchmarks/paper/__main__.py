@@ -11,8 +11,10 @@ import click
 from benchmarks.common import RESULTS, Result, console, finish
 from benchmarks.paper import jobs, report
 from benchmarks.paper.data import TASKS
+from benchmarks.paper.methods import Calibrated
 from benchmarks.paper.running import PROCESSES, SEEDS, folder_of, run_jobs
 from benchmarks.paper.train import new_model
+from tswitch_format.switch.options import DEFAULT_DENSITY
 from tswitch_tools.sweep import Packed, SweepTable
 
 TABLES = (jobs.alone, jobs.scored, jobs.calibrated, jobs.together, jobs.tinted, jobs.routed)
@@ -63,7 +65,7 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     )
     report.tasks_table(result, table, "full expert")
     report.methods_table(result, "Methods", table)
-    report.targets_table(result, table)
+    report.targets_table(result, table, [_aimed(DEFAULT_DENSITY), _aimed(jobs.FEW[0])])
     result.tables[-1].note = report.routing_note(table, "Auto-Switch, batch, hard", Packed().name)
     together = SweepTable.join(parts[TABLES.index(jobs.together)] for parts in by_seed)
     by_count = {
@@ -77,6 +79,11 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
     table.plot(_pictures(folder, seeds) / "paper-methods.svg")
     result.raw["rows"] = report.raw(table.rows)
     finish(result, save=seeds == len(SEEDS))
+
+
+def _aimed(density: float) -> list[str]:
+    """What is kept by the default rule at a density, and by it when it is calibrated."""
+    return [Packed(density=density).name, Calibrated(0, density).name]
 
 
 def prepared(folder: Path, *, keep: bool) -> Path:

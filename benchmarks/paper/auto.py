@@ -18,8 +18,9 @@ from torch import Tensor
 
 import tswitch_format as tsw
 from benchmarks.demo.model import DigitTransformer
+from benchmarks.demo.train import accuracy
 from benchmarks.paper.data import TASKS
-from benchmarks.paper.evaluation import accuracy_on, samples
+from benchmarks.paper.evaluation import samples
 from benchmarks.paper.train import WIDTH, load_model
 from tswitch_format.torch import AutoSwitch, Router, SwitchBank
 from tswitch_tools.sweep import Row, SweepTable
@@ -68,14 +69,13 @@ def auto_rows(folder: Path, seed: int, density: float) -> SweepTable:
         bank.add(name, path)
     times = {name: _switch_time(bank, name) for name in names}
     nbytes = path.stat().st_size / len(names)
-    evaluate, whole = accuracy_on(seed, "test"), load_file(base)
-    percent = 100 * nbytes / (4 * sum(tensor.numel() for tensor in whole.values()))
-    experts = {name: evaluate(name, load_file(folder / f"{name}.safetensors")) for name in names}
-    bases = {name: evaluate(name, whole) for name in names}
+    percent = 100 * nbytes / (4 * sum(tensor.numel() for tensor in load_file(base).values()))
     rows = []
     for mode, label in (("hard", "batch, hard"), ("mean", "batch, mean"), ("sample", "sample")):
         auto = AutoSwitch(model, bank, Router.open(path, "cpu"), features, mode)  # type: ignore[arg-type]
-        scores = _mixed(auto, names, seed) if mode == "sample" else {name: _batches(auto, name, seed) for name in names}
+        mixed = mode == "sample"
+        scores = _mixed(auto, names, seed) if mixed else {name: _batches(auto, name, seed) for name in names}
+        count = MIXED if mixed else None
         rows += [
             Row(
                 f"Auto-Switch, {label}",
@@ -83,14 +83,20 @@ def auto_rows(folder: Path, seed: int, density: float) -> SweepTable:
                 nbytes,
                 percent,
                 scores[name],
-                experts[name],
-                bases[name],
+                _accuracy(folder / f"{name}.safetensors", name, seed, count),
+                _accuracy(base, name, seed, count),
                 times[name],
                 run=str(seed),
             )
             for name in names
         ]
     return SweepTable(rows)
+
+
+def _accuracy(path: Path, name: str, seed: int, count: int | None) -> float:
+    """Of a checkpoint, on the test images that Auto-Switch is measured on: the first `count`, or all."""
+    part = samples(name, seed, "test")
+    return accuracy(load_model(path), part.inputs[:count], part.labels[:count])
 
 
 def _first(name: str, seed: int) -> Tensor:

@@ -1,12 +1,12 @@
-"""The tasks of the experiment: data that scikit-learn carries, each cut into three parts by the seed.
+"""The tasks of the experiment: data that scikit-learn carries, each cut into three parts.
 
 * `train`: what the base and the experts are trained on, and what importance and routers' samples come from,
 * `validation`: what chooses: lambdas, merging scales, thresholds, whether calibrated knobs are kept, and with `make
   frontier` the default rule of `tsw pack`,
-* `test`: what tables and plots show. Nothing is chosen by it.
+* `test`: what tables and plots show. Nothing is chosen by it. It is the same for all seeds; they cut the rest.
 
-The digits (1797 grey images of 8x8) are cut once a seed, stratified, as in the demo; every task on digits has the same
-images in the same part, so no model has seen a test image under another transform. The tumours (569 rows of 30 numbers,
+The digits (1797 grey images of 8x8) are cut stratified; every task on digits has the same images in the same part, so no
+model has seen a test image under another transform. The tumours (569 rows of 30 numbers,
 benign or malignant) are cut likewise and rendered as 8x8 images: each number, standardised by the training part and brought
 between 0 and 1, becomes two pixels beside each other. The base has never seen any.
 """
@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor
 
-from benchmarks.demo.data import CLASSES, SIDE, augment, load, stratified
+from benchmarks.demo.data import CLASSES, SIDE, TEST_IMAGES, VALIDATION_IMAGES, augment, stratified
 
 Split = Literal["train", "validation", "test"]
 
@@ -60,14 +60,22 @@ class Task:
         return Samples(self.render(self.vary(part.inputs[rows], generator)).contiguous(), part.labels[rows])
 
 
+def _cut(labels: Tensor, test: int, validation: int, seed: int) -> dict[Split, Tensor]:
+    """Rows of each part: the test part is the first of seed 0's order, the others are the rest in an order of the seed's."""
+    order = stratified(labels.numpy(), 0)
+    rest = order[test:]
+    if seed:
+        rest = rest[stratified(labels[rest].numpy(), seed)]
+    return {"test": order[:test], "validation": rest[:validation], "train": rest[validation:]}
+
+
 @cache
 def _digits(seed: int) -> dict[Split, Samples]:
-    digits = load(seed)
-    return {
-        "train": Samples(digits.train.images, digits.train.digits),
-        "validation": Samples(digits.validation.images, digits.validation.digits),
-        "test": Samples(digits.test.images, digits.test.digits),
-    }
+    bunch = load_digits()
+    images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16)
+    digits = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
+    rows = _cut(digits, TEST_IMAGES, VALIDATION_IMAGES, seed)
+    return {split: Samples(images[at], digits[at]) for split, at in rows.items()}
 
 
 @cache
@@ -80,15 +88,13 @@ def _tumours(seed: int) -> dict[Split, Samples]:
     bunch = load_breast_cancer()
     numbers = torch.from_numpy(np.asarray(bunch.data, dtype=np.float32))
     labels = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
-    order = stratified(labels.numpy(), seed)
-    test, validation = (round(share * len(order)) for share in _TUMOUR_PARTS)
-    rows = dict(zip(("test", "validation", "train"), torch.tensor_split(order, (test, test + validation)), strict=True))
+    rows = _cut(labels, *(round(share * len(labels)) for share in _TUMOUR_PARTS), seed)
     middle, spread = numbers[rows["train"]].mean(dim=0), numbers[rows["train"]].std(dim=0)
     images = torch.zeros(len(numbers), SIDE * SIDE)
     # From two standard deviations below the mean to two above: most numbers, and the rest is cut.
     images[:, : 2 * numbers.shape[1]] = (((numbers - middle) / spread + 2) / 4).clamp(0, 1).repeat_interleave(2, dim=1)
     inputs = images.view(-1, SIDE, SIDE)
-    return {split: Samples(inputs[at], labels[at]) for split, at in rows.items()}  # type: ignore[misc]
+    return {split: Samples(inputs[at], labels[at]) for split, at in rows.items()}
 
 
 def _as_it_is(images: Tensor) -> Tensor:

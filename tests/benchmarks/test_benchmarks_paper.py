@@ -38,9 +38,15 @@ def test_tasks_on_digits_have_the_same_images_in_the_same_part(seed: int) -> Non
             assert torch.equal(BY_NAME[name].parts(seed)[split].inputs, PLAIN.parts(seed)[split].inputs)
 
 
-def test_seeds_cut_otherwise_and_every_class_is_everywhere() -> None:
-    one, other = (BY_NAME["rotated"].samples(seed, "test") for seed in (0, 1))
-    assert not torch.equal(one.inputs, other.inputs)
+def test_seeds_have_one_test_part_and_cut_the_rest_otherwise() -> None:
+    for name in ("rotated", "tumours"):
+        one, other = (BY_NAME[name].parts(seed) for seed in (0, 1))
+        assert torch.equal(one["test"].labels, other["test"].labels)
+        assert not torch.equal(one["validation"].inputs, other["validation"].inputs)
+    assert torch.equal(*(BY_NAME["rotated"].samples(seed, "test").inputs for seed in (0, 2)))
+
+
+def test_every_class_is_everywhere() -> None:
     for task in TASKS:
         classes = set(task.samples(0, "train").labels.tolist())
         assert all(set(task.samples(0, split).labels.tolist()) == classes for split in SPLITS)
@@ -117,11 +123,13 @@ def test_targets_are_the_rows(tmp_path: Path) -> None:
         [*rows("a", 0.4, {"rotated": 1.0, "mirrored": 0.98}), *rows("b", 0.1, {"rotated": 0.5, "mirrored": 0.9})]
     )
     result = Result("x", "y", "z", {})
-    report.targets_table(result, table)
+    report.targets_table(result, table, [["a", "c"], ["b"]])
     report.methods_table(result, "Methods", table)
-    half, fifth = result.tables[0].rows
-    assert half[3:] == ("a", 0.4, 99.0, 98.0, False)
-    assert fifth[3:] == ("b", 0.1, 70.0, 50.0, False)
+    assert result.tables[0].rows == [
+        ("a", 0.4, 0.5, 99.0, 99.5, 98.0, 97.0, False),
+        ("c", None, 0.5, None, 99.5, None, 97.0, False),
+        ("b", 0.1, 0.2, 70.0, 98.0, 50.0, None, False),
+    ]
     assert [row[0] for row in result.tables[1].rows] == ["b *", "a *"]
     points = [pulse.Point(kind, r, "rotated", 0, 50.0) for kind in pulse.KINDS for r in (0.2, 0.9)]
     report.pulse_table(result, points, tmp_path)

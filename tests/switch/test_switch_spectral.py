@@ -140,6 +140,14 @@ def test_vectors_are_kept_whole(tmp_path: Path) -> None:
     assert (found["bias"].sum(), found["scale"].sum(), found["w"].sum()) == (99, 1, 4)
 
 
+def test_long_vectors_are_selected_by_magnitude(tmp_path: Path) -> None:
+    tau = np.random.default_rng(14).standard_normal((1 << 16) + 1).astype(np.float32)
+    assert packed(tmp_path, tau[:-1], density=0.01).all()
+    found = packed(tmp_path, tau, density=0.01)
+    assert np.array_equal(found, packed(tmp_path, tau, density=0.01, select="tensor"))
+    assert found.sum() == 656
+
+
 def test_tensors_of_more_dimensions_are_matrices_by_their_first(tmp_path: Path) -> None:
     tau = np.random.default_rng(6).standard_normal((24, 3, 4, 5)).astype(np.float32)
     assert np.array_equal(packed(tmp_path, tau), packed(tmp_path, tau.reshape(24, 60)).reshape(tau.shape))

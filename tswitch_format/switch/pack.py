@@ -34,7 +34,7 @@ from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, Amount, PackOption
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
 from tswitch_format.switch.scores import Scores
 from tswitch_format.switch.select import RadixSelect, Rule, select_tensor
-from tswitch_format.switch.spectral import spectral_keys
+from tswitch_format.switch.spectral import WHOLE, spectral_keys
 from tswitch_format.switch.task_vector import Statistics, TaskVector
 
 Progress = Callable[[int, int], None]
@@ -357,7 +357,7 @@ class _Job:
         options = self.options
         vector = self._vector(pair)
         if options.select == "spectral":
-            if len(pair.base.shape) < 2:
+            if len(pair.base.shape) < 2 and pair.base.elements <= WHOLE:
                 rule = Rule(Amount(1.0, None))
             else:
                 spectral_keys(vector)

@@ -7,11 +7,11 @@ what is large by chance, and of some rows and columns much, of others nothing. H
 
 tau [R, C] is the task vector, L its projection onto its 16 strongest right directions, m_i and n_j the root mean squares of
 row i and column j, at least a twentieth of the whole's. tau_ij L_ij is the element's part of the squares of L; the
-denominator spreads the elements over rows and columns. So that no element is worth nothing, its own square counts a little.
+denominator spreads the elements more evenly over rows and columns. So that no element is worth nothing, its own square counts
+a little.
 
-Found on the experiment's validation parts (benchmarks/paper, `make frontier`): it keeps at 1 % of the elements what
-magnitudes keep at 2 %. Thresholds scaled by rows and columns alone gain half of that; of ranks 4 to 64 those from 16 to 32
-were best; one more round of iteration gained nothing.
+Found on validation data of the experiment: `make frontier` compares it with magnitudes, `python -m benchmarks ideas` with other
+scales and ranks (decision 0015).
 
 The directions come from a random sketch and one step of subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061,
 algorithm 4.4 with half a step), so tau is read twice before it is selected from, in blocks; memory is some times 16 numbers a
@@ -29,6 +29,7 @@ from tswitch_format._dtypes import Floats
 from tswitch_format.switch.task_vector import TaskVector
 
 RANK = 16
+WHOLE = 1 << 16  # elements of a vector that is kept whole; longer ones are by magnitude
 _OWN = 1 / 16  # share of an element's own magnitude
 _LEAST = 0.05  # of the tensor's root mean square: what a row's and a column's count for at least
 _SEED = 0x545357  # "TSW"

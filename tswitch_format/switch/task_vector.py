@@ -226,7 +226,7 @@ class TaskVector:
         scratch = _Scratch(self)
         unit = self.columns if self.whole_rows and self._keys_of is not None else 1  # keys are of whole rows
         run = min(-(-_RUN // unit) * unit, self.elements)
-        runs = max(1, min(max(count // run, _RUNS), self.elements // run))
+        runs = max(1, min(max(count // run, min(_RUNS, 4 * count // run)), self.elements // run))
         found = []
         for number in range(runs):
             start = number * (self.elements - run) // max(runs - 1, 1) // unit * unit
