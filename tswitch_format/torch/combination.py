@@ -99,8 +99,8 @@ def changes(weights: ModelWeights, chosen: Sequence[tuple[Share, Expert]]) -> li
     for name in terms.keys() & dense.keys():
         replacing, changing = dense[name][0], labels[name]
         raise OptionError(
-            f"tensor {name!r}: expert {replacing!r} replaces it, expert {changing!r} changes it; activate them one by one, or by "
-            f"a table in which {changing!r} has 0 for it, or with the layers of another expert [TSW-903]"
+            f"tensor {name!r}: expert {replacing!r} replaces it, expert {changing!r} changes it; activate them one by one, or "
+            f"by a table in which {changing!r} has 0 for it, or with the layers of another expert [TSW-903]"
         )
     matrices = {name: matrix for _, expert in chosen for name, matrix in expert.matrices.items()}
     made = [Change(name, weights[name], matrices[name], found) for name, found in terms.items()]
