@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tswitch_format._parallel import thread_count
 from tswitch_format.container.source import Backend
-from tswitch_format.errors import OptionError, near_names
+from tswitch_format.errors import OptionError, near_hint
 from tswitch_format.switch.base import base_problems, file_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
@@ -150,11 +150,9 @@ def _pair(file: SwitchFile, names: list[str], task: str, weights: ModelWeights) 
         if switch is not None:
             used.add(switch.name)
     for name in entries.keys() - used:
-        near = near_names(name, reader.specs)
-        hint = f" (near: {', '.join(repr(other) for other in near)})" if near else ""
         raise OptionError(
-            f"{file.path}: task {task!r} has tensor {name!r}, {reader.location} has none of that name{hint}; restore the "
-            "expert as a checkpoint"
+            f"{file.path}: task {task!r} has tensor {name!r}, {reader.location} has none of that "
+            f"name{near_hint(name, reader.specs)}; restore the expert as a checkpoint"
         )
     return chosen
 
