@@ -536,7 +536,7 @@ def most_rows() -> bytes:
 
 
 def rows_of_long_names() -> bytes:
-    """4,090 tables of a row for each of 3,800 tensors with names of 1,024 bytes: the content id, which is another, is that of 16 GB."""
+    """4,090 tables of 3,800 rows, of tensors with names of 1,024 bytes. The content id, which is wrong, is that of 16 GB."""
     count = 3800
     names = [f"{number:05}".encode() + b"a" * 1019 for number in range(count)]
     parts, segments = _tables(_numbered(4090), np.arange(count), ["00000"])
