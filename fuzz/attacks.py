@@ -497,6 +497,106 @@ def features_without_router() -> bytes:
     return sealed(document(shared=_features([b"00000"] * 800_000), tasks=_no_tasks(1)))
 
 
+def _tables(
+    names: list[bytes], rows: np.ndarray[Any, Any], tasks: list[str], *, clamp: tuple[float, float] | None = None
+) -> tuple[dict[str, Any], bytes]:
+    """Parts of an index with tables of these names, all of the same rows and columns and of zeros, and their segments."""
+    shape = (len(rows), len(tasks))
+    shared = _vectors(names, shape=shape)
+    records = np.frombuffer(shared["tensors"], lay.TENSOR).copy()
+    records["dtype"] = 12
+    elements = shape[0] * shape[1]
+    frame = _compressed(bytes(4 * elements), 9)
+    records["sha256"] = np.frombuffer(hashlib.sha256(bytes(4 * elements)).digest(), "V32")
+    segments = np.zeros(len(names), lay.SEGMENT)
+    segments["offset"] = lay.FRAME + len(frame) * np.arange(len(names))
+    segments["length"], segments["count"], segments["crc32c"] = len(frame), elements, crc32c(frame)
+    segments["role"], segments["codec"] = lay.Role.DATA, lay.Codec.ZSTD
+    roles = bytes([lay.SharedRole.COEFFICIENTS]) * len(names)
+    keys: dict[str, Any] = {"rows": rows.astype("<u4").tobytes(), "tasks": tasks}
+    if clamp is not None:
+        keys = {"clamp": struct.pack("<ff", *clamp), **keys}
+    shared |= {"tensors": records.tobytes(), "roles": roles, "segments": segments.tobytes()}
+    return {"coefficients": {name.decode(): keys for name in names}, "shared": shared}, frame * len(names)
+
+
+def _hashed(base: dict[str, Any]) -> dict[str, Any]:
+    """A tensor list whose records have digests, so that there is a content id."""
+    records = np.frombuffer(base["tensors"], lay.TENSOR).copy()
+    records["flags"] = lay.HAS_SHA256
+    return {**base, "tensors": records.tobytes()}
+
+
+def most_rows() -> bytes:
+    """A table of a row for each of 900,000 tensors, which is one segment, and a second one."""
+    count = 900_000
+    parts, segments = _tables([b"c", b"d"], np.arange(count), ["00000"])
+    base = tensors(_numbered(count), aliases={})
+    return sealed(document(base=base, tasks=_no_tasks(1), **parts), segments)
+
+
+def rows_of_long_names() -> bytes:
+    """4,090 tables of 3,800 rows, of tensors with names of 1,024 bytes. The content id, which is wrong, is that of 16 GB."""
+    count = 3800
+    names = [f"{number:05}".encode() + b"a" * 1019 for number in range(count)]
+    parts, segments = _tables(_numbered(4090), np.arange(count), ["00000"])
+    base = _hashed(tensors(names, aliases={}))
+    return sealed(document(base=base, content_id=bytes(32), tasks=_no_tasks(1), **parts), segments)
+
+
+def most_tables() -> bytes:
+    """4,096 tables of one row and one column."""
+    parts, segments = _tables(_numbered(4096), np.arange(1), ["00000"], clamp=(0, 1))
+    return sealed(document(base=tensors([b"w"], aliases={}), tasks=_no_tasks(1), **parts), segments)
+
+
+def most_columns() -> bytes:
+    """54 tables with a column for each of 4,000 tasks."""
+    tasks = _no_tasks(4000)
+    parts, segments = _tables(_numbered(54), np.arange(1), [one["name"] for one in tasks])
+    return sealed(document(base=tensors([b"w"], aliases={}), tasks=tasks, **parts), segments)
+
+
+def columns_of_no_task() -> bytes:
+    """61 tables with 4,096 columns of tasks that are not there."""
+    parts, segments = _tables(_numbered(61), np.arange(1), [f"{number:05}" for number in range(4096)])
+    return sealed(document(base=tensors([b"w"], aliases={}), **parts), segments)
+
+
+def every_row_wrong() -> bytes:
+    """4,000 tables of 4,000 rows that all are of one tensor."""
+    parts, segments = _tables(_numbered(4000), np.zeros(4000), ["00000"], clamp=(2, 1))
+    return sealed(document(base=tensors([b"w"], aliases={}), tasks=_no_tasks(1), **parts), segments)
+
+
+_ONE_TABLE = {"00000": {"rows": bytes(4), "tasks": ["00000"]}}
+
+
+def _coefficients(names: list[bytes], *, shape: tuple[int, ...] = (1, 1)) -> dict[str, Any]:
+    """Coefficients of these names, without data."""
+    shared = _vectors(names, shape=shape)
+    records = np.frombuffer(shared["tensors"], lay.TENSOR).copy()
+    records["dtype"] = 12
+    roles = bytes([lay.SharedRole.COEFFICIENTS]) * len(names)
+    return {**shared, "tensors": records.tobytes(), "roles": roles}
+
+
+def most_coefficients() -> bytes:
+    """Coefficients of one name over and over, told apart by their digests."""
+    return sealed(document(coefficients=_ONE_TABLE, shared=_coefficients([b"00000"] * 800_000), tasks=_no_tasks(1)))
+
+
+def coefficients_of_no_table() -> bytes:
+    """Coefficients of many names, and one table."""
+    return sealed(document(coefficients=_ONE_TABLE, shared=_coefficients(_numbered(300_000)), tasks=_no_tasks(1)))
+
+
+def coefficients_of_other_shapes() -> bytes:
+    """Coefficients of 16 dimensions, of one name over and over."""
+    shared = _coefficients([b"00000"] * 300_000, shape=(1,) * 16)
+    return sealed(document(coefficients=_ONE_TABLE, shared=shared, tasks=_no_tasks(1)))
+
+
 ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "largest index": (None, largest_index),
     "most members": (None, most_members),
@@ -545,4 +645,13 @@ ATTACKS: Mapping[str, tuple[str | None, Callable[[], bytes]]] = {
     "features of other shapes": ("TSW-409", features_of_other_shapes),
     "features of all tasks": (None, features_of_all_tasks),
     "features without a router": ("TSW-411", features_without_router),
+    "most rows": (None, most_rows),
+    "rows of long names": (None, rows_of_long_names),
+    "most tables": (None, most_tables),
+    "most columns": (None, most_columns),
+    "columns of no task": ("TSW-412", columns_of_no_task),
+    "every row wrong": ("TSW-412", every_row_wrong),
+    "most coefficients": ("TSW-409", most_coefficients),
+    "coefficients of no table": ("TSW-412", coefficients_of_no_table),
+    "coefficients of other shapes": ("TSW-409", coefficients_of_other_shapes),
 }

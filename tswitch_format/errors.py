@@ -131,6 +131,12 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(itertools.islice(known, _SEARCHED)), n=3, cutoff=0.5)
 
 
+def near_hint(name: str, known: Iterable[str]) -> str:
+    """A remark on those names, to put behind what was found; empty where there are none."""
+    near = near_names(name, known)
+    return f" (near: {', '.join(repr(other) for other in near)})" if near else ""
+
+
 class UnknownNameError(TswError, KeyError):
     """There is no tensor or task of that name; the message shows near names."""
 

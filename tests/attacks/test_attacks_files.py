@@ -24,6 +24,7 @@ SLOW = {
     "last name twice",
     "most aliases",
     "most entries",
+    "most rows",
     "most tensors",
     "most texts",
     "most vectors",

@@ -222,7 +222,9 @@ def test_a_tensor_that_one_task_replaces_and_others_switch(tmp_path: Path) -> No
     path = tsw.bundle([tmp_path / f"{task}.tsw" for task in TASKS], tmp_path / "all.tsw")
     table = tinted(path)
     for given in ({}, {"layers": "law"}):
-        with pytest.raises(tsw.OptionError, match=r"'half'.*TSW-903"):
+        with pytest.raises(
+            tsw.OptionError, match=r"'half': task 'law' replaces or removes it, task 'biology' changes .*TSW-903"
+        ):
             restored(model(), table, table="tinting", **given)
     assert same(
         {"half": restored(model(), table, table="tinting", layers="art")["half"]},
@@ -247,6 +249,25 @@ def test_a_tensor_that_is_removed(tmp_path: Path) -> None:
     assert "layer.bias" not in restored(model(), path, table="tinting")
     assert "layer.bias" not in restored(model(), path, table="tinting", layers="law")
     assert "layer.bias" in restored(model(), path, table="tinting", layers="art")
+
+
+def test_an_alias_is_a_name_of_its_own_where_its_entry_counts(tmp_path: Path) -> None:
+    """Else it is the same as its target, also for the task that has the entry (spec section 10)."""
+
+    def tied(arrays: Arrays) -> Arrays:
+        return {**arrays, "tied": arrays["half"]}
+
+    for task in TASKS:
+        tsw.pack(tied(model()), tied(expert(task)), tmp_path / f"{task}.tsw", task=task)
+    path = tsw.bundle([tmp_path / f"{task}.tsw" for task in TASKS], tmp_path / "all.tsw")
+    own = np.full((2, 3), 7, np.float32)
+    path = tinted(path, rows=("wide", "layer.weight", "tied"), given={"art": {"tied": own}})
+    plain = restored(tied(model()), path, table="tinting", layers="law")
+    assert plain["tied"].tobytes() == plain["half"].tobytes() != model()["half"].tobytes()
+    for given in ({}, {"layers": "art"}):
+        found = restored(tied(model()), path, table="tinting", **given)
+        assert found.pop("tied").tobytes() == own.tobytes()
+        assert same({**found, "tied": plain["tied"]}, plain)
 
 
 def test_a_layer_may_take_the_place_of_a_base_tensor(bundle: Path) -> None:

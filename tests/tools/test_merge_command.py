@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors.numpy import load_file, save_file
 
 import tswitch_format as tsw
-from tswitch_tools.cli import tsw as command
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run() -> Run:
-    def call(*arguments: object) -> Result:
-        return CliRunner().invoke(command, [str(argument) for argument in arguments])
-
-    return call
 
 
 @pytest.fixture

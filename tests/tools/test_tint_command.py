@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tswitch_format as tsw
-from tswitch_tools.cli import tsw as command
 
 Run = Callable[..., Result]
 TASKS = ("MNIST", "EMNIST", "cars")  # in the file's order
@@ -64,14 +63,6 @@ def save_tinting(
         change(saved)
     torch.save(saved, path)
     return dict(saved)
-
-
-@pytest.fixture
-def run() -> Run:
-    def call(*arguments: object) -> Result:
-        return CliRunner().invoke(command, [str(argument) for argument in arguments])
-
-    return call
 
 
 @pytest.fixture

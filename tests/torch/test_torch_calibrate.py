@@ -481,6 +481,19 @@ def test_the_model_comes_back(case: Case) -> None:
     assert state(model) == before
 
 
+def test_train_and_eval_of_modules_are_not_called(case: Case) -> None:
+    """Some do more than set a flag, such as merging an adapter."""
+
+    def train(mode: bool = True) -> nn.Module:
+        raise StopError
+
+    model = unusual_model(case)
+    model.norm.train = train  # type: ignore[union-attr,method-assign]
+    before = state(model)
+    assert case.run().switches == 6
+    assert state(model) == before
+
+
 def test_each_validation_sees_the_buffers_of_the_base(case: Case) -> None:
     seen = set()
 
@@ -636,12 +649,15 @@ def refused(case: Case, error: type[Exception] = tsw.OptionError, **options: Any
         ({"validate": lambda model: float("nan")}, "validate: expected a finite number, found nan"),
         ({"validate": lambda model: None}, "validate: expected a number, found NoneType"),
         ({"validate": lambda model: torch.ones(2)}, "validate: expected a number, found Tensor"),
-        ({"loss_fn": lambda model, batch: 0.5}, "loss_fn: expected a scalar tensor, found float"),
-        ({"loss_fn": lambda model, batch: model(batch[0])}, "loss_fn: expected a scalar tensor, found one of shape [32, 6]"),
+        ({"loss_fn": lambda model, batch: 0.5}, "loss_fn: step 1: expected a tensor with one element, found float"),
+        (
+            {"loss_fn": lambda model, batch: model(batch[0])},
+            "loss_fn: step 1: expected a float tensor with one element, found float32 of shape [32, 6]; take its mean",
+        ),
         ({"loss_fn": lambda model, batch: torch.ones(())}, "a loss that depends on the model's parameters, found one without"),
         (
             {"loss_fn": lambda model, batch: loss(model, batch) * float("inf")},
-            "loss_fn: expected a finite loss, found inf at step 1; lower learning_rate",
+            "loss_fn: step 1: expected a finite loss, found inf; lower learning_rate",
         ),
     ],
 )  # fmt: skip

@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 import tswitch_format as tsw
 from tswitch_format.checkpoint import ArrayCheckpoint
 from tswitch_format.torch import SwitchBank, Tint, kernels
+from tswitch_format.torch.checkpoint import TensorCheckpoint
 from tswitch_format.torch.kernels import reference
 
 COLUMNS = ("law", "math")
@@ -267,6 +268,70 @@ def test_a_weight_that_one_expert_replaces_and_others_switch(tmp_path: Path) -> 
         else:
             bank.activate(Tint(table_of(out), layers))
             assert bits(model) == by_restore(base, out, layers)
+
+
+def untied(folder: Path, changed: Mapping[str, str], **options: Any) -> tuple[Tensors, Path]:
+    """A base whose `tail` is tied to `late`, and experts that change `late` and `matrix`, store `late` whole, or leave it; but
+    for `math`, each gives `tail` a content of its own."""
+    base = tensors()
+    base["tail"] = base["late"]
+    paths = []
+    for seed, (name, late) in enumerate(changed.items(), 1):
+        expert = tuned(base, seed, only=["matrix"] if late == "kept" else ["late", "matrix"])
+        expert["tail"] = expert["late"]
+        whole = ["late"] if late == "whole" else []
+        paths.append(pack(base, expert, folder / f"{name}.tsw", dense=whole))
+    path = tsw.bundle(paths, folder / "all.tsw")
+    tails = {name: {"tail": torch.full((12, 9), len(name) / 3)} for name in changed if name != "math"}
+    layers = {name: {"tail": (TensorCheckpoint(tail, location=name), "tail")} for name, tail in tails.items()}
+    said: dict[str, Any] = {"rows": ["tail", "matrix"], "tasks": list(changed), "layers": layers, **options}
+    return base, tsw.add_table(path, folder / "t.tsw", "tinting", **said)
+
+
+@pytest.mark.parametrize("clamp", [None, (0.25, 0.5)])
+def test_an_alias_is_a_name_of_its_own_where_its_entry_counts(tmp_path: Path, clamp: Any, backend: str) -> None:
+    """Entries of its target act on it where nobody's entry for it counts (spec section 10)."""
+    values = np.array([[0.3, 1, -2], [0.5, 0.25, 0.75]], np.float32)
+    changed = {"math": "switched", "code": "kept", "science": "switched"}
+    base, path = untied(tmp_path, changed, values=values, clamp=clamp)
+    model = copies(base)  # where the alias is a tensor of its own
+    before = bits(model)
+    bank = SwitchBank(model)
+    for name in changed:
+        bank.add(name, path)
+    found = {}
+    for layers in changed:
+        bank.activate(Tint(table_of(path), layers))
+        found[layers] = bits(model)
+        assert found[layers] == by_restore(copies(base), path, layers), layers
+    assert found["math"]["tail"] == found["math"]["late"]  # nobody's own: what both that switch it make of it
+    assert len({made["tail"] for made in found.values()}) == 3
+    assert len({made["late"] for made in found.values()}) == 1
+    with pytest.raises(tsw.OptionError, match=r"'tail'.*'code' and 'science'.*TSW-903"):
+        bank.activate(Tint(table_of(path)))
+    for chosen in ({"math": 0.5, "code": 0.25}, {"science": 2.0, "math": 1.0}):
+        bank.activate(chosen)
+        assert bits(model) == restored_bits(copies(base), path, chosen), chosen
+    bank.deactivate()
+    assert bits(model) == before
+
+
+def test_an_alias_beside_a_target_that_is_stored_whole(tmp_path: Path, backend: str) -> None:
+    """Its own entry counts, that of its target not; a tensor without one is given whole, or refused."""
+    values = np.ones((2, 3), np.float32)
+    changed = {"math": "whole", "code": "kept", "science": "switched"}
+    base, path = untied(tmp_path, changed, values=values)
+    model = copies(base)
+    bank = SwitchBank(model)
+    for name in changed:
+        bank.add(name, path)
+    for chosen in ({"math": 1.0, "code": 1.0}, {"code": 1.0, "math": 1.0}, {"math": 1.0}):
+        bank.activate(chosen)
+        assert bits(model) == restored_bits(copies(base), path, chosen), chosen
+    before = bits(model)
+    with pytest.raises(tsw.OptionError, match=r"'late'.*'math'.*'science'.*TSW-903"):
+        bank.activate({"math": 1.0, "science": 1.0})
+    assert bits(model) == before
 
 
 def test_experts_that_are_not_there(files: dict[str, Path]) -> None:

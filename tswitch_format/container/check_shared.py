@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,22 +113,41 @@ def _wrong_coefficients(index: Index, tables: NDArray[np.int64]) -> tuple[NDArra
     starts = arrays.starts[tables[proper]]
     proper[np.flatnonzero(proper)] = (arrays.dims[starts] > 0) & (arrays.dims[starts + 1] > 0)
     # Names ascend, so equal ones follow one another, whatever other roles lie between them.
-    names = [arrays.names[number] for number in tables.tolist()]
-    same = np.array([ours == before for before, ours in itertools.pairwise(names)], np.bool_)
-    return tables[~proper], tables[1:][same]
+    before, names = None, 0
+    twice: list[int] = []
+    for number in tables.tolist():
+        name = arrays.names[number]
+        if name == before:
+            twice.append(number)
+        names += name != before
+        # Where there are more names than tables, that is found as well: a hostile file may have very many.
+        if names > len(index.coefficients) or len(twice) > Report.MOST:
+            break
+        before = name
+    return tables[~proper], np.array(twice, np.int64)
 
 
 def _check_tables(index: Index, arrays: NDArray[np.int64], place: Place, report: Report) -> None:
     """Check what the index says of tables whose arrays are proper."""
     stored = index.shared.arrays
-    numbers = {stored.names[number]: number for number in arrays.tolist()}
-    untold = np.array([number for name, number in numbers.items() if name not in index.coefficients], np.int64)
+    numbers: dict[str, int] = {}
+    untold: list[int] = []
+    for number in arrays.tolist():
+        name = stored.names[number]
+        if name in index.coefficients:
+            numbers[name] = number
+        else:
+            untold.append(number)
+        if len(untold) > Report.MOST:
+            break
 
     def array(at: int) -> Failure:
         return Failure(f"shared.tensors[{at}]", repr(stored.names[at][:80]), place.of(stored.records, at))
 
     expected = "coefficients of a table of that name"
-    report.each(_marked(index.shared.roles, untold), "TSW-412", expected, array, blocking=True)
+    report.each(_marked(index.shared.roles, np.array(untold, np.int64)), "TSW-412", expected, array, blocking=True)
+    if len(untold) > Report.MOST:
+        return
     for name, table in index.coefficients.items():
         where = f"coefficients[{name[:80]!r}]"
         if name not in numbers:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tswitch_format._checksum import sampled_digest
 from tswitch_format.checkpoint import CheckpointReader, TensorSpec
 from tswitch_format.container.tensors import Digests
-from tswitch_format.errors import BaseMismatchError, near_names
+from tswitch_format.errors import BaseMismatchError, near_hint
 from tswitch_format.switch.file import BaseInfo
 
 Sampled = Callable[[str], bytes]
@@ -132,8 +132,7 @@ class _Near:
 
     def __call__(self, name: str, known: Iterable[str]) -> str:
         self._left -= 1
-        near = near_names(name, known) if self._left >= 0 else []
-        return f" (near: {', '.join(repr(other) for other in near)})" if near else ""
+        return near_hint(name, known) if self._left >= 0 else ""
 
 
 def _mismatch(reader: CheckpointReader, name: str, expected: str, found: str, fix: str, rule: str) -> BaseMismatchError:

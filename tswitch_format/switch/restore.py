@@ -225,12 +225,20 @@ def _dense(name: str, switch: Switch) -> _Output:
 
 def _check_whole(name: str, terms: Sequence[tuple[Switch, float]]) -> None:
     """Tasks that give or remove a tensor must all do the same with it."""
-    if len({switch.content for switch, _ in terms}) > 1:
-        tasks = " and ".join(repr(switch.task) for switch, _ in terms)
+    if len({switch.content for switch, _ in terms}) == 1:
+        return
+    changing = [switch.task for switch, _ in terms if switch.is_additive]
+    if changing:
+        whole = next(switch.task for switch, _ in terms if not switch.is_additive)
         raise OptionError(
-            f"tensor {name!r}: tasks {tasks} give it different dense content; restore them one by one, or with a "
-            "table say whose layers count [TSW-903]"
+            f"tensor {name!r}: task {whole!r} replaces or removes it, task {changing[0]!r} changes it; restore them one by "
+            f"one, or with a table in which {changing[0]!r} has 0 for it, or with the layers of another task [TSW-903]"
         )
+    tasks = " and ".join(repr(switch.task) for switch, _ in terms)
+    raise OptionError(
+        f"tensor {name!r}: tasks {tasks} give it different dense content; restore them one by one, or with a "
+        "table say whose layers count [TSW-903]"
+    )
 
 
 def _units(outputs: Sequence[_Output]) -> Iterator[tuple[_Output, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tswitch_format import _layout as lay
 from tswitch_format.checkpoint import CheckpointReader
-from tswitch_format.errors import CheckpointError, near_names
+from tswitch_format.errors import CheckpointError, near_hint
 from tswitch_format.switch.base import stored_name
 from tswitch_format.switch.pairing import Pairing
 
@@ -38,11 +38,9 @@ class Scores:
         tied = _by_target(reader.aliases)
         for name in reader.specs:
             if name not in known and not known.intersection(tied.get(name, ())):
-                near = near_names(name, sorted(known))
-                hint = f" (near: {', '.join(repr(other) for other in near)})" if near else ""
                 raise CheckpointError(
                     f"{reader.location}: scores of {name!r}: expected a tensor of that name in the base or the expert, found "
-                    f"none{hint}; make the scores with this base, or rename them"
+                    f"none{near_hint(name, sorted(known))}; make the scores with this base, or rename them"
                 )
         switches = [pair for pair in pairing.pairs if pair.kind is lay.Kind.TERNARY and pair.base is not None]
         pairs = {pair.name for pair in pairing.pairs}

@@ -18,6 +18,7 @@ The modules, imports pointing down only:
     bank, apply, router, calibration    what users call
     scoring                  importance scores of what fine-tuning changed
     refining, held           knobs that learn; a model that is given back as it was
+    losses                   what a loss function gave, checked
     combination, activation  experts with coefficients -> changes of weights -> making them, and undoing them
     mixed/                   batches in which each row uses another expert
     expert                   a task of a file under a model's names, on its devices

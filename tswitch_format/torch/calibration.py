@@ -28,6 +28,7 @@ from tswitch_format.torch.activation import Change
 from tswitch_format.torch.combination import changes
 from tswitch_format.torch.expert import Expert, load_expert
 from tswitch_format.torch.held import HeldModel
+from tswitch_format.torch.losses import checked_loss
 from tswitch_format.torch.packed import PackedSwitch
 from tswitch_format.torch.refining import Refined, refined_weight, with_fitted
 
@@ -224,8 +225,11 @@ class _Calibration:
                 }
                 try:
                     self._held.swap(weights)
-                    loss = loss_fn(self._held.module, batch)
-                    _check_loss(loss, done)
+                    loss = checked_loss(
+                        loss_fn(self._held.module, batch),
+                        where=f"loss_fn: step {done}",
+                        advice="lower learning_rate, or look at the batch",
+                    )
                     loss.backward()  # type: ignore[no-untyped-call]  # while they are there: checkpointing runs parts again
                 finally:
                     self._held.swap_back()
@@ -252,7 +256,7 @@ class _Calibration:
     def _begin(self) -> None:
         """The model with what does not learn."""
         self._held.apply([change for change in self._changes(self._expert) if change.name not in self._learning])
-        self._held.module.eval()
+        self._held.evaluate()
 
     def _changes(self, expert: Expert) -> list[Change]:
         return changes(self._held.weights, [(Share(self._task, 1.0), expert)])
@@ -260,7 +264,7 @@ class _Calibration:
     def _figure(self, expert: Expert) -> float:
         """Validation of the model with an expert in it."""
         self._held.apply(self._changes(expert))
-        self._held.module.eval()
+        self._held.evaluate()
         with torch.no_grad():
             found = self._validate(self._held.module)
         self._held.undo()
@@ -311,22 +315,6 @@ def _stored(path: Path, task: str) -> tuple[dict[str, FactorDType], Mapping[str,
         return types, container.index.tasks[number].recipe
     finally:
         container.close()
-
-
-def _check_loss(loss: Any, step: int) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"one of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise OptionError(f"loss_fn: expected a scalar tensor, found {found}; give the mean loss of the batch")
-    if not loss.requires_grad:
-        raise OptionError(
-            "loss_fn: expected a loss that depends on the model's parameters, found one without gradient; compute it with the "
-            "model that is given, and not under torch.no_grad()"
-        )
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise OptionError(
-            f"loss_fn: expected a finite loss, found {value} at step {step}; lower learning_rate, or look at the batch"
-        )
 
 
 @contextmanager

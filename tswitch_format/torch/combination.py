@@ -71,26 +71,37 @@ def check_rows(table: CoefficientTable, experts: Mapping[str, Expert]) -> None:
 def changes(weights: ModelWeights, chosen: Sequence[tuple[Share, Expert]]) -> list[Change]:
     """The changes that experts make together, added in their order; `Share.task` is what errors call them.
 
-    Coefficients do not act on dense entries; one of 0 drops the expert's switches. Raises OptionError for a coefficient
-    that is not finite, or experts that give one tensor different dense content.
+    Coefficients do not act on dense entries; one of 0 drops the expert's switches. Where the entry of an alias counts, those of
+    its target do not act on it. Raises OptionError for a coefficient that is not finite, or experts that give one tensor
+    different dense content.
     """
+    untied = {name for share, expert in chosen if share.layers for name in expert.untied}
     terms: dict[str, list[tuple[PackedSwitch, float]]] = {}
     labels: dict[str, str] = {}  # who gave a tensor its first term
     dense: dict[str, tuple[str, Expert]] = {}
     for share, expert in chosen:
         label = share.task
-        for name, switch in expert.switches.items():
+        apart = untied & (expert.borrowed | expert.tied.keys())
+        for name, switch in (*expert.switches.items(), *(() if share.layers else expert.tied.items())):
+            if name in apart:
+                continue
             dtype = dtype_of_tensor(weights[name]) or switch.base
             proper = proper_coefficient(share.of(switch.name), dtype, f"expert {label!r}: tensor {name!r}")
             if proper != 0:
                 terms.setdefault(name, []).append((switch, proper))
                 labels.setdefault(name, label)
         for name in expert.dense if share.layers else ():
+            if name in untied & expert.borrowed:
+                continue
             before, other = dense.setdefault(name, (label, expert))
             if other.contents[name] != expert.contents[name]:
                 raise _conflict(name, before, label)
     for name in terms.keys() & dense.keys():
-        raise _conflict(name, dense[name][0], labels[name])
+        replacing, changing = dense[name][0], labels[name]
+        raise OptionError(
+            f"tensor {name!r}: expert {replacing!r} replaces it, expert {changing!r} changes it; activate them one by one, or "
+            f"by a table in which {changing!r} has 0 for it, or with the layers of another expert [TSW-903]"
+        )
     matrices = {name: matrix for _, expert in chosen for name, matrix in expert.matrices.items()}
     made = [Change(name, weights[name], matrices[name], found) for name, found in terms.items()]
     whole = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tswitch_format._parallel import thread_count
 from tswitch_format.container.source import Backend
-from tswitch_format.errors import OptionError, near_names
+from tswitch_format.errors import OptionError, near_hint
 from tswitch_format.switch.base import base_problems, file_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
@@ -25,13 +25,20 @@ from tswitch_format.torch.weights import ModelWeights, check_weight
 @dataclass(frozen=True, slots=True)
 class Expert:
     """A task that was read. `switches`, `dense`: by the name of the model's tensor; `contents`: digests of the dense ones.
-    `matrices`: what kernels change (see `kernels.job.matrix_of`)."""
+    `matrices`: what kernels change (see `kernels.job.matrix_of`).
+
+    `untied`: those of `dense` that have the entry of an alias, which is a name of its own where that counts (spec section 10);
+    `tied`: the switches that they get from the alias's target where it does not. `borrowed`: names that have the entry of
+    another name."""
 
     task: str
     switches: Mapping[str, PackedSwitch]
     dense: Mapping[str, Tensor]
     contents: Mapping[str, bytes]
     matrices: Mapping[str, Tensor] = field(repr=False)
+    untied: frozenset[str] = frozenset()
+    tied: Mapping[str, PackedSwitch] = field(default_factory=dict)
+    borrowed: frozenset[str] = frozenset()
 
     @property
     def entries(self) -> dict[str, PackedSwitch | Tensor]:
@@ -41,14 +48,17 @@ class Expert:
     def nbytes(self) -> dict[torch.device, int]:
         """Bytes on each device, without `vectors`."""
         sizes = add_sizes({id(tensor): tensor for tensor in self.dense.values()}.values())
-        for switch in {id(switch): switch for switch in self.switches.values()}.values():  # shared by tied weights
+        for switch in {id(switch): switch for switch in self._all_switches()}.values():  # shared by tied weights
             sizes[switch.device] = sizes.get(switch.device, 0) + switch.nbytes
         return sizes
 
     @property
     def vectors(self) -> list[Tensor]:
         """What its masked switches select from. Other experts may hold the same tensors."""
-        return list({id(s.vector): s.vector for s in self.switches.values() if s.vector is not None}.values())
+        return list({id(s.vector): s.vector for s in self._all_switches() if s.vector is not None}.values())
+
+    def _all_switches(self) -> list[PackedSwitch]:
+        return [*self.switches.values(), *self.tied.values()]
 
 
 def load_expert(
@@ -87,8 +97,10 @@ def load_expert(
             raise problem
         chosen = _pair(file, names, task, weights)
         weights.check_alone(chosen)
+        untied = _untied(file, chosen, weights)
+        targets = _targets(file, untied, names, task)
         matrices = {}
-        for name, switch in chosen.items():
+        for name, switch in (*chosen.items(), *targets.items()):
             weight = weights[name]
             matrices[name] = check_weight(
                 switch,
@@ -101,18 +113,22 @@ def load_expert(
             )
         switches: dict[str, PackedSwitch] = {}
         dense: dict[str, Tensor] = {}
+        tied: dict[str, PackedSwitch] = {}
         for device in {weights[name].device for name in chosen}:
-            there = {name: switch for name, switch in chosen.items() if weights[name].device == device}
-            unique = {switch.name: switch for switch in there.values()}
+            there = [(name, s) for name, s in (*chosen.items(), *targets.items()) if weights[name].device == device]
+            unique = {switch.name: switch for _, switch in there}
             loaded = load(list(unique.values()), Staging(device, staging_bytes), thread_count(threads))
-            for name, switch in there.items():
+            for name, switch in there:
                 found = loaded[switch.name]
-                if isinstance(found, PackedSwitch):
-                    switches[name] = found
-                else:
+                if not isinstance(found, PackedSwitch):
                     dense[name] = found
+                elif name in targets:
+                    tied[name] = found
+                else:
+                    switches[name] = found
         contents = {name: chosen[name].content for name in dense}
-    return Expert(task, switches, dense, contents, matrices)
+        borrowed = frozenset(name for name, switch in chosen.items() if switch.name != name)
+    return Expert(task, switches, dense, contents, matrices, untied, tied, borrowed)
 
 
 def _pair(file: SwitchFile, names: list[str], task: str, weights: ModelWeights) -> dict[str, Switch]:
@@ -134,13 +150,27 @@ def _pair(file: SwitchFile, names: list[str], task: str, weights: ModelWeights) 
         if switch is not None:
             used.add(switch.name)
     for name in entries.keys() - used:
-        near = near_names(name, reader.specs)
-        hint = f" (near: {', '.join(repr(other) for other in near)})" if near else ""
         raise OptionError(
-            f"{file.path}: task {task!r} has tensor {name!r}, {reader.location} has none of that name{hint}; restore the "
-            "expert as a checkpoint"
+            f"{file.path}: task {task!r} has tensor {name!r}, {reader.location} has none of that "
+            f"name{near_hint(name, reader.specs)}; restore the expert as a checkpoint"
         )
     return chosen
+
+
+def _untied(file: SwitchFile, chosen: Mapping[str, Switch], weights: ModelWeights) -> frozenset[str]:
+    """The model's tensors that have the entry of an alias whose target is another tensor of the model."""
+    aliases, tied = file.base.aliases, weights.reader.aliases
+    return frozenset(
+        name
+        for name, switch in chosen.items()
+        if name in aliases and switch.name == name and tied.get(aliases[name], aliases[name]) != name
+    )
+
+
+def _targets(file: SwitchFile, untied: Iterable[str], names: list[str], task: str) -> dict[str, Switch]:
+    """What a task would do to tensors that it unties, had it no entries of their names, as far as these are switches."""
+    found = {name: file.switch(file.base.aliases[name], task) for name in untied if file.base.aliases[name] in names}
+    return {name: switch for name, switch in found.items() if switch.is_additive}
 
 
 def _differ(one: Switch | None, other: Switch | None) -> bool:

@@ -49,7 +49,12 @@ class HeldModel:
         """No gradients for its parameters, evaluation mode in all of it."""
         for parameter in self._needing:
             parameter.requires_grad_(False)
-        self.module.eval()
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Evaluation mode in all of it. One by one, not by `eval`: some modules do more in it, such as merging an adapter."""
+        for module, _ in self._modes:
+            module.training = False
 
     @property
     def parameters(self) -> set[str]:

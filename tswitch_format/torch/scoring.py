@@ -42,6 +42,7 @@ from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints
 from tswitch_format.switch.scores import METHOD_KEY
 from tswitch_format.switch.task_vector import TaskVector
 from tswitch_format.torch.checkpoint import TensorCheckpoint, dtype_of_tensor
+from tswitch_format.torch.losses import checked_loss
 from tswitch_format.torch.weights import ModelWeights
 
 _METHOD = "first-order Taylor"
@@ -223,7 +224,8 @@ def _accumulated(
     sums: dict[str, Tensor] = {}
     batches = 0
     for batch in loader:
-        loss = _checked_loss(loss_fn(model, batch), batches)
+        where = f"loss_fn: batch {batches}"
+        loss = checked_loss(loss_fn(model, batch), where=where, advice="leave that batch out")
         # Unlike backward, it leaves the parameters' own gradients alone.
         gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
         for name, views in leaves.items():
@@ -254,28 +256,6 @@ def _name(dtype: torch.dtype) -> str:
 def _wide(gradient: Tensor) -> Tensor:
     """A gradient as dense f32."""
     return (gradient if gradient.layout is torch.strided else gradient.to_dense()).to(torch.float32)
-
-
-def _checked_loss(loss: Any, batch: int) -> Tensor:
-    """The loss of a batch, without dimensions. Raises OptionError."""
-    where = f"loss_fn: batch {batch}"
-    if not isinstance(loss, Tensor):
-        raise OptionError(
-            f"{where}: expected a tensor with one element, found {type(loss).__name__}; return the loss itself"
-        )
-    if loss.numel() != 1 or not loss.is_floating_point():
-        raise OptionError(
-            f"{where}: expected a float tensor with one element, found {_name(loss.dtype)} of shape "
-            f"{list(loss.shape)}; take its mean"
-        )
-    if not loss.requires_grad:
-        raise OptionError(
-            f"{where}: expected a loss that depends on the model's parameters, found one without a graph; compute it with the "
-            "model that loss_fn is given, without no_grad and detach"
-        )
-    if not math.isfinite(float(loss.detach())):
-        raise OptionError(f"{where}: expected a finite loss, found {float(loss.detach())}; leave that batch out")
-    return loss.reshape(())
 
 
 def _scores(

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .bits import positions_of_ones
 from .digest import entry_digest, sampled_digest, tensor_digest
@@ -30,20 +31,23 @@ Change = tuple[float, Entry]
 
 def find_task(file: File, name: str) -> Task:
     """The task of a name."""
-    for task in file.tasks:
-        if task.name == name:
-            return task
-    there = ", ".join(shown(task.name) for task in file.tasks) or "none"
-    raise UsageError(f"expected a task of the file ({there}), found {shown(name)}; name one of the file's tasks")
+    return _named(file.tasks, "task", name)
 
 
 def find_table(file: File, name: str) -> Table:
     """The table of coefficients of a name."""
-    for table in file.tables:
-        if table.name == name:
-            return table
-    there = ", ".join(shown(table.name) for table in file.tables) or "none"
-    raise UsageError(f"expected a table of the file ({there}), found {shown(name)}; name one of the file's tables")
+    return _named(file.tables, "table", name)
+
+
+Named = TypeVar("Named", Task, Table)
+
+
+def _named(those: Iterable[Named], what: str, name: str) -> Named:
+    by_name = {one.name: one for one in those}
+    if name in by_name:
+        return by_name[name]
+    there = ", ".join(map(shown, by_name)) or "none"
+    raise UsageError(f"expected a {what} of the file ({there}), found {shown(name)}; name one of the file's {what}s")
 
 
 def apply(file: File, base: dict[str, Array], chosen: list[tuple[str, float]]) -> dict[str, Array]:
