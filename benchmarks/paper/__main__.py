@@ -61,6 +61,7 @@ def main(folder: Path, keep: bool, processes: int, seeds: int) -> None:
             "seeds": seeds,
             "processes of one thread": processes,
             "minutes": round((time.monotonic() - start) / 60, 1),
+            "checkpoints": "of an earlier run" if keep else "trained in this time",
         },
     )
     report.tasks_table(result, table, "full expert")

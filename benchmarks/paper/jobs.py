@@ -34,9 +34,9 @@ def swept(folder: Path, seed: int, methods: Sequence[Method], tasks: int = len(T
 def alone(folder: Path, seed: int) -> SweepTable:
     """Experts one by one, by rules that need no data."""
     ours = [Packed(density=density) for density in sorted((*DENSITIES, DEFAULT_DENSITY))]
-    old = [Packed(density=d, select="tensor", knob_dtype="u8") for d in (0.003, 0.005, 0.01, 0.02, 0.05)]
-    paper = [Packed(preset="paper", discard=discard) for discard in (0.6, 0.9, 0.98, 0.99)]
-    ranks = [LowRank(rank, dtype) for dtype in ("int8", "f16") for rank in (1, 2, 4, 8, 16)]  # type: ignore[arg-type]
+    old = [Packed(density=d, select="tensor", knob_dtype="u8") for d in (0.005, 0.01, 0.02)]
+    paper = [Packed(preset="paper", discard=discard) for discard in (0.6, 0.9, 0.98)]
+    ranks = [LowRank(rank, "int8") for rank in (1, 2, 4, 8, 16)] + [LowRank(rank, "f16") for rank in (4, 16)]
     return swept(folder, seed, [Whole(), *ours, *old, *paper, *ranks])
 
 
