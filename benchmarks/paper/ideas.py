@@ -23,10 +23,12 @@ from benchmarks.paper.__main__ import folder_option, keep_option, prepared, proc
 from benchmarks.paper.data import TASKS
 from benchmarks.paper.evaluation import accuracy_on
 from benchmarks.paper.running import SEEDS, run_jobs
+from tswitch_format.switch.spectral import RANK
+from tswitch_tools.sweep.low_rank import factors
 
 INDEX_BYTES = 110
 LEVELS, CAP = 15, 3.0  # of u4 factors
-RANK, LEAST = 16, 0.05  # as in tswitch_format/switch/spectral.py
+LEAST = 0.05  # as in tswitch_format/switch/spectral.py
 
 Switch = tuple[Tensor, float]  # what is added to a matrix, and the bits that it takes
 Rule = Callable[[Tensor], Switch]
@@ -54,10 +56,9 @@ def scaled(tau: Tensor, keys: Tensor, rows: float, columns: float) -> Tensor:
 
 
 def spectral(tau: Tensor, rank: int = RANK) -> Tensor:
-    """Keys as `pack --select spectral` has them, with a whole singular value decomposition in place of a sketch."""
-    u, s, v = torch.linalg.svd(tau, full_matrices=False)
-    low = (u[:, :rank] * s[:rank]) @ v[:rank]
-    return scaled(tau, (tau * low).clamp_min(0), 1, 1)
+    """Keys as `pack --select spectral` has them, but of exact directions, not of a sketch's, and 0 where they oppose."""
+    left, right = factors(tau, rank)
+    return scaled(tau, (tau * (left @ right).to(tau.dtype)).clamp_min(0), 1, 1)
 
 
 def fitted(tau: Tensor, mask: Tensor, cap: float = CAP, weights: Tensor | None = None) -> Switch:
@@ -122,9 +123,8 @@ def rank_under(density: float, rank: int = 2) -> Rule:
     """A part of low rank in int8, and a switch of what it leaves."""
 
     def rule(tau: Tensor) -> Switch:
-        u, s, v = torch.linalg.svd(tau, full_matrices=False)
-        left, right = u[:, :rank] * s[:rank].sqrt(), s[:rank].sqrt()[:, None] * v[:rank]
-        low = _int8(left, 0) @ _int8(right, 1)
+        left, right = factors(tau, rank)
+        low = (_int8(left, 0) @ _int8(right, 1)).to(tau.dtype)
         made, bits = fitted(tau - low, largest(spectral(tau - low), density))
         return low + made, bits + 8 * (left.numel() + right.numel()) + 64 * rank
 
