@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[str, str, float, float]  # method, family, % of fp32, % kept
 
 _INCHES = (10.0, 5.5)
+_LABELLED = "25"  # first digits of the ticks between the powers of ten that have a label: more would overlap
 _MARKS = "os^vD<>phX*P"
 
 
@@ -40,7 +41,7 @@ def draw(points: Sequence[Point], form: str) -> bytes:
             axes.plot(costs, shares, marker=mark, linewidth=1, markersize=5, label=printable(name).lstrip("_"))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in _LABELLED else "")
         axes.tick_params(axis="x", which="both", labelsize=8)
         axes.set_xlabel("bytes a task, % of the model in fp32")
         axes.set_ylabel("% of the full expert's score, mean over tasks")
