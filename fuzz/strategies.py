@@ -159,6 +159,7 @@ def with_payload(draw: st.DrawFn) -> bytes:
     apart = Parts.of(draw(st.sampled_from(seeds.templates())))
     mutation.change_payload(apart, draw(_randoms()), mutation.of_bytes)
     apart.forget_digests()
+    apart.sign_shared()  # theirs cannot be left out
     return apart.build()
 
 
