@@ -3,7 +3,7 @@
 # make test-full  the same and the slow tests: every flipped bit, every crash, the suite's largest files (tests/README.md)
 # make fuzz SECONDS=60  all fuzzing harnesses (fuzz/README.md)
 # make bench   every figure of size, speed and memory that the README quotes (benchmarks/README.md)
-# make paper   what every method keeps of real experts, at what size: trains, keeps, reads back, measures (15 minutes)
+# make paper   what every method keeps of real experts, at what size: trains, keeps, reads back, measures (about 15 minutes)
 # make frontier  which rule of tsw pack keeps most at each size, with the checkpoints of make paper
 
 PYTHON ?= python3.11
