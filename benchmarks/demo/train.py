@@ -117,12 +117,11 @@ def fit(
     settings: Settings,
     generator: torch.Generator,
     *,
-    mixed_precision: bool = False,
     tick: Tick | None = None,
 ) -> None:
     """Train all parameters of `model` in place, in epochs over `samples` samples: `loss` gets the numbers of those of a batch.
 
-    `mixed_precision`: matrix products in bf16. `tick` is called after each epoch.
+    `tick` is called after each epoch.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -141,8 +140,7 @@ def fit(
     for step in range(settings.steps):
         if not batches:
             batches = list(torch.randperm(samples, generator=generator).split(settings.batch)[:epoch])
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
-            found = loss(batches.pop(0), generator)
+        found = loss(batches.pop(0), generator)
         optimizer.zero_grad()
         found.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
