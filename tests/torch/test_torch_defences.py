@@ -20,6 +20,7 @@ from torch import nn
 import tswitch_format as tsw
 from tswitch_format.container.reader import Entry
 from tswitch_format.torch import SwitchBank, open, staging  # noqa: A004
+from tswitch_format import _optional
 from tswitch_format.torch.kernels import choice
 
 
@@ -151,7 +152,7 @@ def test_kernels_that_do_not_start_are_replaced(monkeypatch: pytest.MonkeyPatch,
         return import_module(name)
 
     monkeypatch.delenv("TSW_KERNELS", raising=False)
-    monkeypatch.setattr(choice, "import_module", fail)
+    monkeypatch.setattr(_optional, "import_module", fail)
     with pytest.warns(RuntimeWarning, match="does not start"):
         found = choice.choose("tswitch_format.torch.kernels", "cpu")
     assert found.__name__.endswith("reference")

@@ -26,7 +26,7 @@ from tswitch_format._dtypes import DType, from_float, to_float
 from tswitch_format._layout import FactorDType
 from tswitch_format.switch.apply import Codes, factor_values
 from tswitch_format.switch.options import Knob, KnobDType, KnobPer
-from tswitch_format.switch.task_vector import Statistics
+from tswitch_format.switch.survivors import Statistics
 
 _CAP = 3.0
 _VANISHED = 1 / 64  # share of active elements

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tswitch_format._dtypes import Floats
 from tswitch_format.switch.options import Amount, authors_quota
-from tswitch_format.switch.task_vector import Statistics, TaskVector
+from tswitch_format.switch.survivors import Statistics
+from tswitch_format.switch.task_vector import TaskVector
 
 _SAMPLE = 1 << 17  # elements
 _SMALL = (

@@ -22,6 +22,8 @@ those that a key has, which is f32 whatever tau is.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,51 +46,119 @@ def spectral_keys(vector: TaskVector) -> None:
     if found.usable:
         vector.select_by(found.keys)
 
+_Directions = tuple[NDArray[np.float64], NDArray[np.float64]]  # [C, 16], and the same turned
+
 
 class _Spectrum:
-    """Directions [C, 16] and root mean squares of rows and columns of one task vector, in f64."""
+    """Directions and root mean squares of rows and columns of one task vector, in f64."""
 
     def __init__(self, vector: TaskVector) -> None:
         self._columns = vector.columns
+        self._work = _Work() if vector.loops is None else _CompiledWork(vector.loops)
         rows, columns = vector.rows, vector.columns
         row_squares, column_squares = np.zeros(rows), np.zeros(columns)
-        self._directions: NDArray[np.float64] | None = None  # all that there are
+        self._directions: _Directions | None = None  # None: all that there are
         projected = min(rows, columns) > RANK
         sketch = _signs(columns) if projected else None
         seen = np.zeros((rows, RANK)) if projected else None
         with np.errstate(over="ignore", invalid="ignore"):
             for row, block in vector.row_blocks():
-                squares = np.square(block)
-                row_squares[row : row + len(block)] = squares.sum(axis=1)
-                column_squares += squares.sum(axis=0)
+                part = slice(row, row + len(block))
+                self._work.add_squares(block, row_squares[part], column_squares)
                 if sketch is not None and seen is not None:
-                    seen[row : row + len(block)] = block @ sketch
+                    self._work.project(block, sketch, seen[part])
             least = _LEAST**2 * (float(row_squares.sum()) / vector.elements)
             self.usable = bool(np.isfinite(least) and least >= np.finfo(np.float64).tiny)
             if not self.usable:
                 return
             if seen is not None:
                 basis, _ = np.linalg.qr(seen)
-                turned = np.zeros((columns, RANK))
+                turned = np.zeros((RANK, columns))
                 for row, block in vector.row_blocks():
-                    turned += block.T @ basis[row : row + len(block)]
-                self._directions, _ = np.linalg.qr(turned)
-        self._row_scales = np.sqrt(np.maximum(row_squares / columns, least))
-        self._column_scales = np.sqrt(np.maximum(column_squares / rows, least))
+                    self._work.turn(block, basis[row : row + len(block)], turned)
+                found, _ = np.linalg.qr(turned.T)
+                self._directions = np.ascontiguousarray(found), np.ascontiguousarray(found.T)
+        self._row_scales = 1 / np.sqrt(np.maximum(row_squares / columns, least))
+        self._column_scales = 1 / np.sqrt(np.maximum(column_squares / rows, least))
 
     def keys(self, start: int, tau: Floats) -> Floats:
         """Keys of whole rows from flat element `start` on, f32; 0 where tau is, and only there."""
-        block = tau.reshape(-1, self._columns).astype(np.float64)
+        block = tau.reshape(-1, self._columns)
         row = start // self._columns
-        main = block.copy() if self._directions is None else (block @ self._directions) @ self._directions.T
-        main *= block
-        np.square(block, out=block)
-        block *= _OWN
-        np.maximum(main, block, out=main)
-        main /= self._row_scales[row : row + len(block), None]
-        main /= self._column_scales
-        keys = np.maximum(main.astype(np.float32), np.finfo(np.float32).tiny).reshape(-1)
-        keys[tau == 0] = 0
+        scales = self._row_scales[row : row + len(block)]
+        return self._work.keys(block, self._directions, scales, self._column_scales).reshape(-1)
+
+
+class _Work:
+    """What is done with a block [R, C] of the task vector, in NumPy. f64 but for block and keys."""
+
+    def add_squares(self, block: Floats, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> None:
+        """rows [R] = sums of squares of the rows, columns [C] += those of the columns."""
+        squares = np.square(block, dtype=np.float64)
+        rows[:] = squares.sum(axis=1)
+        columns += squares.sum(axis=0)
+
+    def project(self, block: Floats, directions: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+        """out [R, 16] = block @ directions [C, 16]."""
+        np.matmul(block.astype(np.float64), directions, out=out)
+
+    def turn(self, block: Floats, basis: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+        """out [16, C] += basis [R, 16].T @ block."""
+        out += basis.T @ block.astype(np.float64)
+
+    def keys(
+        self,
+        block: Floats,
+        directions: _Directions | None,
+        row_scales: NDArray[np.float64],
+        column_scales: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """Keys [R, C], f32. Scales are what is multiplied by."""
+        wide = block.astype(np.float64)
+        main = wide.copy() if directions is None else (wide @ directions[0]) @ directions[1]
+        main *= wide
+        np.square(wide, out=wide)
+        wide *= _OWN
+        np.maximum(main, wide, out=main)
+        main *= row_scales[:, None]
+        main *= column_scales
+        keys: NDArray[np.float32] = np.maximum(main.astype(np.float32), np.finfo(np.float32).tiny)
+        keys[block == 0] = 0
+        return keys
+
+
+class _CompiledWork(_Work):
+    """With the loops of the module `compiled_pack`, for blocks of f32."""
+
+    def __init__(self, loops: ModuleType) -> None:
+        self._loops = loops
+
+    def add_squares(self, block: Floats, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> None:
+        """See `_Work`."""
+        self._loops.add_squares(block, rows, columns)
+
+    def project(self, block: Floats, directions: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+        """See `_Work`."""
+        self._loops.project(block, directions, out)
+
+    def turn(self, block: Floats, basis: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+        """See `_Work`."""
+        self._loops.turn(block, basis, out)
+
+    def keys(
+        self,
+        block: Floats,
+        directions: _Directions | None,
+        row_scales: NDArray[np.float64],
+        column_scales: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """See `_Work`."""
+        seen = None
+        if directions is not None:
+            seen = np.empty((len(block), RANK))
+            self._loops.project(block, directions[0], seen)
+        turned = None if directions is None else directions[1]
+        keys: NDArray[np.float32] = self._loops.keys(block, seen, turned, row_scales, column_scales, _OWN)
         return keys
 
 
