@@ -1,10 +1,5 @@
-"""The library's version, which is not the format's."""
+"""The library's version, which is not the format's. The build reads it from here."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("tswitch-format")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+__version__ = "0.1.0"
 
 WRITER = f"tswitch_format {__version__}"

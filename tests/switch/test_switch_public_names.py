@@ -99,9 +99,18 @@ HEAVY = {"torch", "safetensors", "click", "rich", "sklearn", "transformers", "ts
 
 
 def test_importing_the_library_loads_nothing_heavy() -> None:
-    loaded = loaded_after("import tswitch_format")
+    assert not loaded_after("import tswitch_format") & {*HEAVY, "numpy"}
+    loaded = loaded_after("from tswitch_format import open, pack, restore, validate")
     assert {"numpy", "zstandard", "msgpack"} <= loaded
     assert not loaded & HEAVY
+
+
+def test_every_name_is_there_when_it_is_asked_for() -> None:
+    assert {*tsw.__all__} <= {*dir(tsw)}
+    for name in tsw.__all__:
+        assert getattr(tsw, name) is getattr(tsw, name)
+    with pytest.raises(AttributeError, match="module 'tswitch_format' has no attribute 'packs'"):
+        _ = tsw.packs  # type: ignore[attr-defined]
 
 
 def test_packing_and_restoring_arrays_loads_nothing_heavy(tmp_path: Path) -> None:

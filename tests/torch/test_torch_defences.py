@@ -18,9 +18,9 @@ from bank_models import EXPERTS, bits, copies, packed, restored_bits, tensors, t
 from torch import nn
 
 import tswitch_format as tsw
+from tswitch_format import _optional
 from tswitch_format.container.reader import Entry
 from tswitch_format.torch import SwitchBank, open, staging  # noqa: A004
-from tswitch_format import _optional
 from tswitch_format.torch.kernels import choice
 
 

@@ -77,8 +77,8 @@ class Blocks:
     def reaching(
         self, tau: Floats, keys: Floats | None, floor: float, *, squared: bool
     ) -> tuple[NDArray[np.int32], Floats]:
-        """Where the elements are whose key, or magnitude, is not 0 and at least about `floor`, and their tau. At least means that
-        a few below may be among them. `squared`: whether `square_sums` was the last call, and lost no digits."""
+        """Where the elements are whose key, or magnitude, is not 0 and at least `floor`, and their tau; a few that are a little
+        below may be among them. `squared`: whether `square_sums` was the last call, and lost no digits."""
         if self._flags is None or self._words is None:
             self._flags, self._words = (np.empty(n, np.bool_) for n in (self._tau.size, self._tau.size // 8))
         flags = self._flags[: tau.size]
@@ -113,8 +113,8 @@ class CompiledBlocks(Blocks):
 
     def square_sums(self, tau: Floats, shape: tuple[int, int], *, columns: bool) -> SquareSums:
         """See `Blocks`."""
-        wide = np.float64 if shape[0] > LONG_COLUMN else np.float32
-        by_column = np.zeros(shape[1] if columns else 0, wide)
+        size = shape[1] if columns else 0
+        by_column: Floats = np.zeros(size, np.float64) if shape[0] > LONG_COLUMN else np.zeros(size, np.float32)
         return SquareSums.of(self._loops.square_sums(tau, shape, by_column), by_column)
 
     def reaching(
@@ -138,7 +138,7 @@ def sums_of(squares: Floats, shape: tuple[int, int], *, columns: bool) -> Square
     block = squares.reshape(shape)
     # Down the columns NumPy adds one by one: in f32 that is exact enough for some thousand rows only.
     wide = np.float64 if shape[0] > LONG_COLUMN else None
-    by_column = block.sum(axis=0, dtype=wide) if columns else np.empty(0, squares.dtype)
+    by_column: Floats = block.sum(axis=0, dtype=wide) if columns else np.empty(0, squares.dtype)
     return SquareSums.of(block.sum(axis=1), by_column)
 
 

@@ -161,7 +161,9 @@ def _reaching(keys: Any, tau: Any, limit: Any, places: Any, some: Any, flags: An
             flags[i] = 0
         for word in range(-(-size // 8)):
             if words[word]:
-                for i in range(8 * word, 8 * word + 8):  # without a branch an element: few words have a flag, most of those one
+                for i in range(
+                    8 * word, 8 * word + 8
+                ):  # without a branch an element: few words have a flag, most of those one
                     places[count] = begin + i
                     count += flags[i]
     for i in range(count):

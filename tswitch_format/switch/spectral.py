@@ -46,6 +46,7 @@ def spectral_keys(vector: TaskVector) -> None:
     if found.usable:
         vector.select_by(found.keys)
 
+
 _Directions = tuple[NDArray[np.float64], NDArray[np.float64]]  # [C, 16], and the same turned
 
 

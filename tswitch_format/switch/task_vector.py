@@ -5,8 +5,8 @@ One pass over a tensor reads both sides, hashes the base, and gathers what selec
 at the threshold, taken from a sample, so that one pass is enough where two would be exact by themselves: if the guess was
 too high, which the count of survivors shows, the exact threshold is found by histogram and the pass is done again.
 
-Lesson of the profile: blocks of 2^16 elements would stay in the second-level cache, but then NumPy's operations take 7 us, and a
-thread that waits for the interpreter's lock wakes later than that: two threads then gain nothing.
+Lesson of the profile: blocks of 2^16 elements would stay in the second-level cache, but then NumPy's operations take 7 us, and
+a thread that waits for the interpreter's lock wakes later than that: two threads then gain nothing.
 """
 
 from __future__ import annotations
