@@ -2,7 +2,7 @@
 
 The router's samples are features of 100 training images a task, as in the paper: what the base's head sees, projected to 64
 numbers by a fixed random matrix, in f16, for 384 would take as much as the expert. Test images come in batches of 50 of one
-task ("batch", as in the paper: "mean" of the weights, or "hard", the largest alone), or all tasks' mixed, 60 of each, every
+task ("batch", as in the paper: "mean" of the weights, or "hard", the largest alone), or all tasks' mixed, 40 of each, every
 image with its own combination ("sample"): there a symmetric digit does not say whether it was turned.
 """
 
@@ -28,7 +28,7 @@ from tswitch_tools.sweep import Row, SweepTable
 SAMPLES = 100
 NUMBERS = 64
 BATCH = 50
-MIXED = 60  # test images a task in mixed batches
+MIXED = 40  # test images a task in mixed batches
 
 
 class Features:

@@ -27,8 +27,8 @@ from tswitch_tools.sweep import Job, Kept
 SCORE_BATCHES = 16  # of 32 samples
 KNOBS = ("projection", "norm", "mean")
 CALIBRATION_BATCHES = 8
-CALIBRATION_STEPS = 40
-TINT_STEPS = 60
+CALIBRATION_STEPS = 24
+TINT_STEPS = 40
 TABLE = "tinting"
 
 

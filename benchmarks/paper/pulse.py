@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.paper.data import TASKS
 from benchmarks.paper.evaluation import accuracy_on
 
-RATIOS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.99)
+RATIOS = (0.3, 0.6, 0.9, 0.99)
 KINDS = ("low magnitude", "random", "high magnitude")
 
 

@@ -177,8 +177,7 @@ def _blocks(form: Form, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
         ends = np.add.reduceat(np.bitwise_count(codes), first, dtype=np.int64)
     else:
         ends = np.add.reduceat(codes < gaps.ESCAPE, first, dtype=np.int64)
-        moves = np.add.reduceat(np.minimum(codes, gaps.ESCAPE - 1), first, dtype=np.int64)
-        moves += np.minimum(BLOCK, codes.size - first)
+        moves = np.add.reduceat(codes, first, dtype=np.int64) + ends
         table[1:, START] = np.cumsum(moves)[:-1]
     table[1:, RANK] = np.cumsum(ends)[:-1]
     table[:, SIGN] = table[:, RANK]
