@@ -13,7 +13,8 @@ from benchmarks.paper.pulse import Point, pulse_points
 from tswitch_format.switch.options import DEFAULT_DENSITY
 from tswitch_tools.sweep import Consensus, Emr, LowRank, Method, Packed, Sum, SweepTable, Tall, Ties, Whole, tsw_sweep
 
-DENSITIES = (0.002, 0.0035, 0.03, 0.08)  # beside the default
+DENSITIES = (0.0035, 0.03, 0.08)  # beside the default
+SCALES = (0.1, 0.2, 0.3, 0.5, 0.8)  # of merged models
 COUNTS = (2, 4)  # tasks; all of them are in `together`
 FEW = (0.0035, DEFAULT_DENSITY)  # for methods that learn
 
@@ -36,14 +37,18 @@ def alone(folder: Path, seed: int) -> SweepTable:
     """Experts one by one, by rules that need no data."""
     ours = [Packed(density=density) for density in sorted((*DENSITIES, DEFAULT_DENSITY))]
     old = [Packed(density=d, select="tensor", knob_dtype="u8") for d in (0.005, 0.02)]
-    paper = [Packed(preset="paper", discard=discard) for discard in (0.6, 0.9, 0.98)]
-    ranks = [LowRank(rank, "int8") for rank in (2, 4, 8, 16)] + [LowRank(8, "f16")]
+    paper = [Packed(preset="paper", discard=discard) for discard in (0.6, 0.9)]
+    ranks = [LowRank(rank, "int8") for rank in (4, 8, 16)]
     return swept(folder, seed, [Whole(), *ours, *old, *paper, *ranks])
 
 
 def together(folder: Path, seed: int) -> SweepTable:
     """Merged models and masks over a shared vector."""
-    return swept(folder, seed, [Sum(), Ties(), Consensus(), Tall(), Emr()])
+    return swept(folder, seed, [*_merged(), Tall(), Emr()])
+
+
+def _merged() -> list[Method]:
+    return [Sum(SCALES), Ties(SCALES), Consensus(SCALES)]
 
 
 def scored(folder: Path, seed: int) -> SweepTable:
@@ -73,4 +78,4 @@ def pruned(folder: Path, seed: int) -> list[Point]:
 
 def by_tasks(folder: Path, seed: int) -> list[SweepTable]:
     """Merging the first two tasks, and four."""
-    return [swept(folder, seed, [Sum(), Ties(), Consensus(), Emr()], tasks=count) for count in COUNTS]
+    return [swept(folder, seed, _merged(), tasks=count) for count in COUNTS]

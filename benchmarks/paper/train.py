@@ -28,9 +28,9 @@ from benchmarks.paper.data import BY_NAME, PLAIN, Task, turned
 WIDTH, DEPTH, HEADS = 384, 3, 6
 SYMMETRIES = 8
 
-BASE = Settings(steps=320, learning_rate=1e-3, weight_decay=0.05, epsilon=1e-8, batch=64)
+BASE = Settings(steps=240, learning_rate=1e-3, weight_decay=0.05, epsilon=1e-8, batch=64)
 # The larger epsilon leaves weights alone whose gradients are mostly noise.
-EXPERT = Settings(steps=296, learning_rate=3e-4, weight_decay=0.0, epsilon=1e-4, batch=32)
+EXPERT = Settings(steps=259, learning_rate=3e-4, weight_decay=0.0, epsilon=1e-4, batch=32)
 
 
 def new_model() -> DigitTransformer:

@@ -196,7 +196,11 @@ def test_full_verification_finds_damaged_padding(mapped: Path, out: Path) -> Non
         assert file.switch("a.tied").mask().sum() == 20
 
 
-def test_the_validator_lists_every_damaged_segment(archive: Path, out: Path) -> None:
+@pytest.mark.parametrize("span", [1, 200, 1 << 22])
+def test_the_validator_lists_every_damaged_segment(
+    archive: Path, out: Path, span: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_SPAN", span)  # bytes that are read at once
     data = bytearray(archive.read_bytes())
     ranges = segment_ranges(archive)
     for number in (0, 3, 8, 16):

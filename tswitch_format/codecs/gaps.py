@@ -47,7 +47,7 @@ def decode_gaps(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
     last = steps < ESCAPE
     _check_ends(last, m)
     if k == 0:
-        # A byte below 255 moves on by itself and one more, 255 by 255, which are bytes again. So all but the sum is done on bytes;
+        # A byte below 255 moves on by itself and one more, 255 by 255: bytes again. So all but the sum is done on bytes, and
         # the sum takes as long as zstd does. (np.minimum with 254 would take as long once more.)
         moves = np.add(steps, last.view(np.uint8))
         moves[0] -= 1  # the first position is the first gap

@@ -39,6 +39,8 @@ class ContentDigest(Protocol):
         ...
 
 
+_SPAN = 1 << 22  # bytes
+
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 FACTOR_STORAGE: dict[int, np.dtype[np.uint8] | np.dtype[np.float16] | np.dtype[np.float32]] = {
@@ -113,16 +115,47 @@ class Container:
         if self._verify and not self._touched[task][number]:
             found = crc32c(data)
             if found != int(record["crc32c"]):
-                raise FormatError(
-                    rule="TSW-701",
-                    file=str(self.path),
-                    offset=int(record["offset"]),
-                    field=f"{table_name(task)}.segments[{number}]",
-                    expected=f"CRC32C {int(record['crc32c']):08x}",
-                    found=f"{found:08x}",
-                )
+                raise self._other_checksum(task, number, found)
             self._touched[task][number] = True
         return data
+
+    def spans(self, task: int) -> list[range]:
+        """The segments of a table in runs that are worth one read: of at most `_SPAN` bytes, or one segment. Those of a damaged
+        table may lie anywhere."""
+        segments = self.index.tables[task].segments
+        starts = segments["offset"].astype(np.int64)
+        ends = starts + segments["length"].astype(np.int64)
+        cuts = np.append(np.flatnonzero(starts[1:] < ends[:-1]) + 1, len(segments))
+        found = []
+        first = 0
+        while first < len(segments):
+            after = int(cuts[np.searchsorted(cuts, first, "right")])
+            within = int(np.searchsorted(ends[first:after], starts[first] + _SPAN, "right"))
+            stop = first + max(within, 1)
+            found.append(range(first, stop))
+            first = stop
+        return found
+
+    def wrong_checksums(self, task: int, span: range) -> list[FormatError]:
+        """Read the segments of a span; an error for each whose CRC32C is another. Raises TruncatedError."""
+        records = self.index.tables[task].segments[span.start : span.stop]
+        starts = (records["offset"] - records["offset"][0]).tolist()
+        lengths = records["length"].tolist()
+        data = self._source.read(int(records["offset"][0]), starts[-1] + lengths[-1])
+        found = [crc32c(data[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+        wrong = np.flatnonzero(np.array(found, np.int64) != records["crc32c"].astype(np.int64)).tolist()
+        return [self._other_checksum(task, span.start + number, found[number]) for number in wrong]
+
+    def _other_checksum(self, task: int, number: int, found: int) -> FormatError:
+        record = self.index.tables[task].segments[number]
+        return FormatError(
+            rule="TSW-701",
+            file=str(self.path),
+            offset=int(record["offset"]),
+            field=f"{table_name(task)}.segments[{number}]",
+            expected=f"CRC32C {int(record['crc32c']):08x}",
+            found=f"{found:08x}",
+        )
 
     @cached_property
     def _first_segments(self) -> list[NDArray[np.int64]]:

@@ -6,9 +6,9 @@ CRC32C and padding; "full" decodes everything and recomputes the entries' digest
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
+from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format.container.digest import content_id
 from tswitch_format.container.index import SHARED
 from tswitch_format.container.reader import Container, Entry
@@ -122,9 +123,10 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
             for entry in container.shared_arrays() if number == SHARED else container.entries(number):
                 _check_entry(entry, report)
         else:
-            for segment in range(len(segments)):
-                with _taking(report):
-                    container.segment(number, segment)
+            wrong = partial(_wrong_checksums, container, number)
+            for errors in ordered_map(wrong, container.spans(number), thread_count(None)):
+                for error in errors:
+                    report.take(error)
     _check_padding(container, end, container.frame.index_offset, report)
     recorded = container.index.content_id
     improper = any(found.rule == "TSW-501" for found in report.findings)  # names that content ids have no place for
@@ -132,13 +134,14 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
         _check_content_id(container, recorded, report)
 
 
-@contextmanager
-def _taking(report: Report) -> Iterator[None]:
-    """Take a FormatError from inside."""
+def _wrong_checksums(container: Container, number: int, span: range) -> list[FormatError]:
+    """What is wrong with the segments of a span, one by one where they cannot be read at once."""
     try:
-        yield
+        return container.wrong_checksums(number, span)
     except FormatError as error:
-        report.take(error)
+        if len(span) == 1:
+            return [error]
+        return [error for part in span for error in _wrong_checksums(container, number, range(part, part + 1))]
 
 
 def _check_paddings(container: Container, segments: NDArray[Any], end: int, report: Report) -> int:

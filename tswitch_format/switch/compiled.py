@@ -43,8 +43,9 @@ def run(
 ) -> None:
     """Do what `mode` says with the active elements of the blocks of a switch, or of some of them (see `Planes`).
 
-    `target`, `other`: flat, contiguous, F32 or BF16 as uint16, as `Mode` says; `target` begins at flat element `origin`, in
-    mode ROUND `other` at `other_origin`. `scale.first_row` is 0. Releases the GIL.
+    `target`, `other`: flat, contiguous, F32 or BF16 as uint16, as `Mode` says; in mode VALUES also i8, for values of -1 and 1.
+    `target` begins at flat element `origin`, in mode ROUND `other` at `other_origin`. `scale.first_row` is 0. Releases the
+    GIL.
     """
     _run(
         int(mode),
@@ -96,7 +97,10 @@ def _narrow_compiled(element: Any, value: Any) -> Any:
             return np.uint16(high | np.uint32(0x40))
         return np.uint16((bits + np.uint32(0x7FFF) + (high & np.uint32(1))) >> np.uint32(16))
 
-    return to_bf16 if str(element) == "uint16" else same
+    def to_sign(element: Any, value: Any) -> Any:
+        return np.int8(value)
+
+    return {"uint16": to_bf16, "int8": to_sign}.get(str(element), same)
 
 
 @njit(nogil=True, cache=True)

@@ -8,7 +8,7 @@ Sources and formulas: `tswitch_format.make_tall`, `make_emr` and `merge`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +29,7 @@ LAMBDAS = (0.6, 0.5, 0.4, 0.3, 0.2)
 class Sum:
     """Task arithmetic: base + scale * the sum of all task vectors, one checkpoint of which each task has an equal share.
 
-    The scale is the one of `SCALES` with the best mean over tasks on validation data, 0.3 without. The file that it is merged
+    The scale is the one of `scales` with the best mean over tasks on validation data, 0.3 without. The file that it is merged
     from is not kept.
     """
 
@@ -37,6 +37,9 @@ class Sum:
     family = ""
     ties = False
     least: int | None = None  # tasks that must have an element in their masks (of lambda 0.4) for it to change
+
+    def __init__(self, scales: Sequence[float] = SCALES) -> None:
+        self._scales = scales
 
     def keep(self, job: Job) -> Mapping[str, Kept]:
         """See `Method`."""
@@ -53,7 +56,7 @@ class Sum:
                 weights = job.load(path)
                 return fmean(validate(task, weights) for task in job.experts)
 
-            scale = max(SCALES, key=score)
+            scale = max(self._scales, key=score)
         merge(scale=scale)
         parts.unlink()
         share = path.stat().st_size / len(job.experts)

@@ -31,6 +31,7 @@ from tswitch_format.torch.packed import PackedSwitch
 _T = TypeVar("_T")
 
 _TYPES = (torch.float32, torch.bfloat16)
+_FOR_GOOD = (Mode.ADD, Mode.VALUES, Mode.SIGNS)
 _BLOCKS = 64  # that a thread takes at once, at least: about 10^6 elements at 6 %
 _SHARES = 8  # of the work a thread, at most: with many small parts it takes 10 % longer (measured)
 PIECE = 1  # chunks that are summed at a time: 4 MiB of f32, which stay in the cache
@@ -39,33 +40,44 @@ PIECE = 1  # chunks that are summed at a time: 4 MiB of f32, which stay in the c
 def run(jobs: Sequence[Job], done: list[Job]) -> None:
     """Do all jobs, those of one target in order. Weights of other types than f32 and bf16, or with gaps between their
     elements, and vectors of f64, are left to the reference."""
-    waiting: list[Job] = []
-    begun: set[int] = set()
+    for wave in _waves(jobs):
+        _run([job for job in wave if _takes(job)], done)
+        reference.run([job for job in wave if not _takes(job)], done)
+
+
+def _waves(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The first jobs of all targets, then the second, and so on: threads keep no order within one of these."""
+    waves: list[list[Job]] = []
+    before: dict[int, int] = {}  # jobs of this memory
     for job in jobs:
-        memory = {tensor.data_ptr() for tensor in (job.target, job.other) if tensor is not None}
-        if memory & begun or not _takes(job):  # threads keep no order: what came before must be over
-            _run(waiting, done)
-            waiting, begun = [], set()
-        if _takes(job):
-            waiting.append(job)
-            begun |= memory
-        else:
-            reference.run([job], done)
-    _run(waiting, done)
+        memory = [tensor.data_ptr() for tensor in (job.target, job.other) if tensor is not None]
+        number = max(before.get(place, 0) for place in memory)
+        before |= dict.fromkeys(memory, number + 1)
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(job)
+    return waves
 
 
 def _takes(job: Job) -> bool:
     vector = job.switch.vector if job.gathers else None
+    if job.mode is Mode.SIGNS:
+        return job.contiguous and vector is None
     return job.target.dtype in _TYPES and job.contiguous and (vector is None or vector.dtype != torch.float64)
 
 
 def _run(jobs: Sequence[Job], done: list[Job]) -> None:
-    """In threads, also where it is one: an interrupt then comes between parts, never between a part and its note."""
+    """In threads, also where it is one: an interrupt then comes between parts, never between a part and its note. But where
+    nobody can undo it there is no note to be late, and a thread takes longer than a small part."""
     threads = torch.get_num_threads()
     blocks = sum(job.switch.block_count for job in jobs)
     least = max(_BLOCKS, blocks // (_SHARES * threads))
     parts = [part for job in jobs for part in _parts(job, least)]
     if not parts:
+        return
+    if len(parts) == 1 and parts[0].mode in _FOR_GOOD:
+        _do(parts[0])
+        done.append(parts[0])
         return
 
     def do(part: Job) -> None:
@@ -155,14 +167,17 @@ def _do(job: Job) -> None:
         return
     switch = job.switch
     rows, columns = (None if f is None else f.numpy() for f in (switch.rows, switch.columns))
+    scale, mode = Scale(np.float32(switch.knob), rows, columns, switch.row_length), job.mode
+    if mode is Mode.SIGNS:  # the values of a knob of 1
+        scale, mode = Scale(np.float32(1), None, None, switch.row_length), Mode.VALUES
     compiled.run(
-        job.mode,
+        mode,
         _array(job.target.view(-1)),
         switch.form,
         switch.codes.numpy(),
         switch.signs.numpy(),
         switch.blocks.numpy(),
-        Scale(np.float32(switch.knob), rows, columns, switch.row_length),
+        scale,
         coefficient=job.coefficient,
         other=None if job.other is None else _array(job.other),
         origin=job.origin if job.target.ndim == 1 else 0,
