@@ -17,7 +17,7 @@ from benchmarks.paper.train import new_model
 from tswitch_format.switch.options import DEFAULT_DENSITY
 from tswitch_tools.sweep import Packed, SweepTable
 
-TABLES = (jobs.alone, jobs.scored, jobs.calibrated, jobs.together, jobs.tinted, jobs.routed)
+TABLES = (jobs.alone, jobs.calibrated, jobs.together, jobs.routed)
 OTHERS = (jobs.by_tasks, jobs.pruned)
 
 folder_option = click.option(

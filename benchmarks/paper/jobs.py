@@ -43,27 +43,18 @@ def alone(folder: Path, seed: int) -> SweepTable:
 
 
 def together(folder: Path, seed: int) -> SweepTable:
-    """Merged models and masks over a shared vector."""
-    return swept(folder, seed, [*_merged(), Tall(), Emr()])
+    """Merged models, masks over a shared vector, importance scores, tinting."""
+    learned = [Scored(seed, DEFAULT_DENSITY), Tinted(seed, DEFAULT_DENSITY)]
+    return swept(folder, seed, [*_merged(), Tall(), Emr(), *learned])
 
 
 def _merged() -> list[Method]:
     return [Sum(SCALES), Ties(SCALES), Consensus(SCALES)]
 
 
-def scored(folder: Path, seed: int) -> SweepTable:
-    """Importance scores."""
-    return swept(folder, seed, [Scored(seed, DEFAULT_DENSITY)])
-
-
 def calibrated(folder: Path, seed: int) -> SweepTable:
     """Calibrated knobs."""
     return swept(folder, seed, [Calibrated(seed, density) for density in FEW])
-
-
-def tinted(folder: Path, seed: int) -> SweepTable:
-    """Tinting."""
-    return swept(folder, seed, [Tinted(seed, DEFAULT_DENSITY)])
 
 
 def routed(folder: Path, seed: int) -> SweepTable:
