@@ -49,7 +49,7 @@ def example_table(result: common.Result, measured: Measured) -> None:
             keeps.value if keeps else None,
             nbytes,
             None if nbytes is None else 100 * nbytes / (4 * measured.elements),
-            measured.over_entropy(name) if keeps else None,
+            measured.over_entropy(name),
             *(1000 * seconds for seconds in (taken.median, taken.least, taken.most)),
             *(ratio.median, ratio.least, ratio.most),
             measured.elements / taken.median / 1e9,
@@ -64,11 +64,11 @@ def by_density(
     value: Callable[[Measured, str], float | None],
     note: str,
 ) -> pictures.Curves:
-    """A row for each peer, a column for each density; the same as curves."""
+    """A row for each peer and limit, a column for each density; the same as curves."""
     densities = [100 * measured.density for measured in found]
     table = result.table(title, "what", *(f"{density:.3g} %" for density in densities), note=note)
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name in found[0].keeps:
+    for name in found[0].times.seconds:
         values = [value(measured, name) for measured in found]
         if None not in values:
             table.add(name, *values)
@@ -95,7 +95,7 @@ def _peers() -> list[Peer]:
     show_default=True,
     help="Of make paper; what is missing is trained, and left there.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     "--layers",
     type=click.IntRange(1, len(SHAPES)),

@@ -118,7 +118,7 @@ def random_planes(density: float, seed: int = 0, shapes: Mapping[str, tuple[int,
 
 def real_expert(folder: Path) -> tuple[Example, bool]:
     """The expert of the task `TASK` in `folder`, seed 0 of `make paper`, and whether base or expert had to be trained for it
-    now. The planes are those of the matrices; what else the packed file has (factors, whole vectors) is no peer's."""
+    now. The planes are those of the matrices; what else the packed file has (factors, vectors) is no peer's."""
     trained = False
     paths = {name: folder / f"{name}.safetensors" for name in ("base", TASK)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def real_expert(folder: Path) -> tuple[Example, bool]:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         packed = Path(temporary) / "packed.tsw"
         tsw.pack(base, expert, packed)
-        planes = planes_of(packed)
+        planes = {name: found for name, found in planes_of(packed).items() if base[name].dim() == 2}
     name = f"real expert ({TASK}), planes of tsw pack"
     return Example(name, base, expert, difference, planes, exact=False, packs=True), trained
 

@@ -35,9 +35,9 @@ class Measured:
     nbytes: Mapping[str, int]
     times: common.Times
 
-    def over_entropy(self, peer: str) -> float | None:
-        """Bytes / entropy bound of a peer that keeps the switch and nothing else; of others None."""
-        return self.nbytes[peer] / self.entropy_bytes if self.keeps[peer] is Keeps.SWITCH else None
+    def over_entropy(self, name: str) -> float | None:
+        """Bytes / entropy bound of a peer that keeps the switch and nothing else; of others, and of limits, None."""
+        return self.nbytes[name] / self.entropy_bytes if self.keeps.get(name) is Keeps.SWITCH else None
 
 
 def measure(example: Example, peers: Sequence[Peer], folder: Path, rounds: int) -> Measured:
@@ -46,7 +46,7 @@ def measure(example: Example, peers: Sequence[Peer], folder: Path, rounds: int) 
     reset = limits.copying(example.base, weights)
     taken = {peer.name: peer for peer in peers if peer.takes(example)}
     files: dict[str, list[Path]] = {}
-    candidates = {limits.COPY: common.Candidate(limits.copying(example.expert, weights), reset)}
+    candidates: dict[str, common.Candidate] = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for name, peer in taken.items():
             path = Path(temporary) / re.sub(r"\W+", "-", name)
@@ -56,6 +56,7 @@ def measure(example: Example, peers: Sequence[Peer], folder: Path, rounds: int) 
             peer.apply(path, weights)
             check(peer, example, path, weights)
             candidates[name] = common.Candidate(partial(peer.apply, path, weights), reset)
+        candidates[limits.COPY] = common.Candidate(limits.copying(example.expert, weights), reset)
         for name in (OURS, FULL):
             candidates[limits.READ + name] = common.Candidate(limits.reading(*files[name]), reset)
         common.pause_for_disk()
