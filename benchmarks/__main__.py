@@ -22,6 +22,10 @@ BENCHMARKS = {
     ),
     "overlap": ("benchmarks.overlap", "how long comparing the masks of 20 tasks takes, beside unpacking them"),
     "tall": ("benchmarks.tall", "making, importing, exporting masks over a shared vector: time, size, memory"),
+    "peers": (
+        "benchmarks.peers.__main__",
+        "bytes, and time from a file to applied weights, beside other ways to keep an expert",
+    ),
     "profile": ("benchmarks.profile", "where the time of pack and restore goes, by function and a thread"),
     "synthetic": ("benchmarks.synthetic", "makes that model: base and expert, sharded, bf16"),
     "paper": ("benchmarks.paper.__main__", "what every method keeps of real experts, at what size (make paper)"),

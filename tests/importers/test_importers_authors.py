@@ -156,7 +156,7 @@ def test_chunks_in_any_order(tmp_path: Path) -> None:
     )
     path = exported(tmp_path / "x.tsw", "d") / "d_w_compressed.bin"
     spec = ArrayCheckpoint({"w": np.zeros(signs.shape, np.float16)}).specs["w"]
-    stream = importer._Stream(path, spec, "w")
+    stream = importer.Stream(path, spec, "w")
     for number in (1, 0, 2, 2, 0, 1):
         positions, negative = stream.chunk(number)
         part = signs[number * CHUNK : (number + 1) * CHUNK]

@@ -39,7 +39,7 @@ _WALKED = 1 << 16  # bits: small enough that walking them stays in the cache
 _OTHER = "give the base that the files were made for, or copy the file again"
 
 _Active = tuple[NDArray[np.int64], NDArray[np.bool_]]
-_Knob = Callable[["_Stream"], float]
+_Knob = Callable[["Stream"], float]
 
 
 def accepts(source: Path) -> bool:
@@ -64,7 +64,7 @@ def convert(source: Path, base: CheckpointReader, out: Path, options: ImportOpti
         knob, origin = _knobs(source, dataset, len(files), alone, base, options)
         switches = {}
         for name, path in _untied(streams, base).items():
-            stream = _Stream(path, base.specs[known[name]], name)
+            stream = Stream(path, base.specs[known[name]], name)
             switches[name] = GivenSwitch(knob(stream), stream.chunk)
         tasks.append(GivenTask(dataset, switches, recipe={"imported_from": NAME, "knobs_from": origin}))
     return build(
@@ -152,7 +152,7 @@ def _content(path: Path) -> bytes:
 # Bits -> active elements
 
 
-class _Stream:
+class Stream:
     """The file of one tensor, decoded chunk by chunk. Its bytes are in memory from the first chunk to the last.
 
     `name` is what the files call the tensor; `spec` the base's.
@@ -306,7 +306,7 @@ def _knobs(
         )
     scales = _json_scales(path) if path.suffix == ".json" else _torch_scales(path)
 
-    def look_up(stream: _Stream) -> float:
+    def look_up(stream: Stream) -> float:
         if stream.name not in scales:
             raise UnknownNameError("scale", stream.name, scales, where=str(path))
         return scales[stream.name]
@@ -351,7 +351,7 @@ def _finite(value: float) -> bool:
         return False
 
 
-def _of_expert(stream: _Stream, base: CheckpointReader, expert: CheckpointReader, names: Mapping[str, str]) -> float:
+def _of_expert(stream: Stream, base: CheckpointReader, expert: CheckpointReader, names: Mapping[str, str]) -> float:
     """The authors' rule: the norm of the task vector on the active elements by the norm of their signs, each rounded to the
     tensor's type; 0 where nothing is active."""
     stored = names.get(stream.name)
