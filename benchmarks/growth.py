@@ -100,7 +100,7 @@ def parameter_operations(
 def task_operations(folder: Path, scale: float) -> dict[str, dict[int, Operation]]:
     """Bundles of some of 20 tasks, and what is done with each."""
     random = np.random.default_rng(0)
-    base = workloads.random_base(workloads.shapes_10m(scale), random)
+    base = workloads.random_base(workloads.shapes_24m(scale), random)
     save_file(base, folder / "base.safetensors")
     tasks = [f"task {number}" for number in range(max(TASKS))]
     paths, _ = workloads.pack_tasks(folder, base, tasks, random)
@@ -113,12 +113,12 @@ def task_operations(folder: Path, scale: float) -> dict[str, dict[int, Operation
             f"with tsw.open({path!r}) as file: [file.keys(task) for task in file.tasks]"
         )
         found["validate"][count] = Operation.of_code(f"tsw.validate({path!r})")
+        if count == 1:
+            continue  # nothing to switch to
         bank = SwitchBank({name: torch.from_numpy(array).clone() for name, array in base.items()})
         for task in tasks[:count]:
             bank.add(task, path, task=task)
-        switch = common.Candidate(
-            partial(bank.activate, tasks[count - 1]), partial(bank.activate, tasks[0] if count > 1 else {})
-        )
+        switch = common.Candidate(partial(bank.activate, tasks[count - 1]), partial(bank.activate, tasks[0]))
         alone = _SWITCH.format(base=str(folder / "base.safetensors"), path=path)
         found["switch"][count] = Operation(switch, alone)
     return found

@@ -244,7 +244,8 @@ def main(folder: Path, scale: float, keep: bool, rounds: int, open_rounds: int) 
     """Time pack, restore and opening, interleaved with their peers."""
     folder.mkdir(parents=True, exist_ok=True)
     model = synthetic.make(folder, scale=scale)
-    small = synthetic.make(folder, scale=scale * DEFAULT_SHARE)
+    share = scale * DEFAULT_SHARE
+    small = synthetic.make_named(folder / f"similar-{share:g}", synthetic.similar(share))
     result = common.Result(
         "speed",
         "times of pack, restore and opening, as ratios to plain safetensors work",

@@ -37,11 +37,11 @@ def shapes_small(scale: float = 1.0) -> Shapes:
     return {f"layers.{n}.weight": (32, 32) for n in range(max(100, round(10_000 * scale)))}
 
 
-def shapes_10m(scale: float = 1.0) -> Shapes:
-    """10.5 M parameters: ten square matrices with a vector each."""
+def shapes_24m(scale: float = 1.0) -> Shapes:
+    """23.6 M parameters: ten square matrices with a vector each."""
     found: Shapes = {}
     for layer in range(max(1, round(10 * scale))):
-        found[f"layers.{layer}.weight"], found[f"layers.{layer}.bias"] = (1024, 1024), (1024,)
+        found[f"layers.{layer}.weight"], found[f"layers.{layer}.bias"] = (1536, 1536), (1536,)
     return found
 
 
