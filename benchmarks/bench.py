@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import click
@@ -24,21 +24,25 @@ STEPS: Sequence[tuple[str, ...]] = (
     ("memory", "--keep"),
     ("growth",),
 )
+# What makes a quick run of one that knows no --scale.
+QUICK: Mapping[str, Sequence[str]] = {"peers": ("--layers", "1"), "mixed": ("--width", "256")}
 OTHERS: Sequence[tuple[str, ...]] = (("codecs",), ("selecting",), ("mixed",), ("overlap",), ("tall",))
 
 
 def plan(every: bool, scale: float) -> list[list[str]]:
-    """Arguments of each process; `scale` goes to those that know it."""
+    """Arguments of each process; a `scale` below 1 goes to those that know it, and others are quick in their own way."""
     steps = [[*step, "--all"] if every and step[0] == "memory" else [*step] for step in STEPS]
     steps += [[*step] for step in OTHERS] if every else []
     if scale != 1:
-        steps = [[*step, "--scale", f"{scale:g}"] if _knows_scale(step[0]) else step for step in steps]
+        steps = [[*step, *_quick(step[0], scale)] for step in steps]
     return [*steps, ["latest"]]
 
 
-def _knows_scale(name: str) -> bool:
+def _quick(name: str, scale: float) -> list[str]:
     command: click.Command = import_module(BENCHMARKS[name][0]).main
-    return any(parameter.name == "scale" for parameter in command.params)
+    names = {parameter.name for parameter in command.params}
+    options = ["--scale", f"{scale:g}"] if "scale" in names else [*QUICK.get(name, ())]
+    return [*options, *(["--no-save"] if "save" in names and common.RESULTS == common.COMMITTED else [])]
 
 
 @click.command()

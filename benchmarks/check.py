@@ -116,14 +116,14 @@ def measure(folder: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         place = Path(temporary)
         model = synthetic.make_named(place / "model", synthetic.similar(0.03))
-        small = synthetic.make_named(place / "small", synthetic.similar(0.01))
+        small = synthetic.make_named(place / "small", synthetic.similar(0.005))
         common.read_once([path for each in (model, small) for side in ("base", "expert") for path in each.shards(side)])
         speed.pack_speed(result, model, place / "model.tsw", speed.MAGNITUDE, 9)
         speed.pack_speed(result, small, place / "small.tsw", speed.DEFAULT, 5)
         speed.restore_to_memory(result, model, place / "model.tsw", 9)
-        many = workloads.make(place / "many", "small tensors", workloads.shapes_small(0.2))
-        bundle = workloads.make(place / "bundle", "bundle", workloads.shapes_24m(0.3), tasks=TASKS)
-        large = workloads.make(place / "large", "large model", workloads.shapes_100m(0.4))
+        many = workloads.make(place / "many", "small tensors", workloads.shapes_small(0.1))
+        bundle = workloads.make(place / "bundle", "bundle", workloads.shapes_24m(0.2), tasks=TASKS)
+        large = workloads.make(place / "large", "large model", workloads.shapes_100m(0.2))
         for work in (many, bundle, large):
             reading.open_and_decode(result, work, 15)
             reading.validate_levels(result, work, 15, levels=("checksums", "full") if work is large else ("checksums",))

@@ -278,7 +278,7 @@ def _resident(field: str) -> int:
 
 @click.command()
 @common.folder_option
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
 @click.option("--device", default=None, help="Where the 7 G parameters go.  [default: a CUDA device if there is one]")
 @common.scale_option
 def main(folder: Path, rounds: int, device: str | None, scale: float) -> None:

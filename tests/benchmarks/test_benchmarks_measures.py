@@ -155,6 +155,16 @@ def test_all_steps_are_benchmarks_and_only_the_last_of_the_large_model_deletes_i
     assert [step for step in steps if "--keep" in step] == [["speed", "--keep"], ["memory", "--keep", "--all"]]
 
 
+def test_a_quick_run_has_small_models_and_leaves_the_results_of_the_repository_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench, "STEPS", (("imports",), ("speed", "--keep")))
+    monkeypatch.setattr(common, "RESULTS", common.COMMITTED)
+    assert bench.plan(False, 0.1) == [["imports", "--no-save"], ["speed", "--keep", "--scale", "0.1"], ["latest"]]
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert bench.plan(False, 0.1)[0] == ["imports"]
+
+
 def test_the_first_pack_that_is_weighed_is_the_default_and_all_adds_to_the_others() -> None:
     few, every = memory.plan(2, 8, False), memory.plan(2, 8, True)
     assert next(command for command in few if "pack" in command).endswith("--threads 2")
