@@ -96,9 +96,15 @@ class Times:
 def interleave(candidates: Mapping[str, Candidate], rounds: int, *, warm_up: bool = True, seed: int = 0) -> Times:
     """Time all candidates once a round, each round in another order; before that, once without counting.
 
-    Garbage is collected before each measurement and not during it.
+    Garbage is collected before each measurement and not during it; what is there already is left alone, since looking
+    through all objects of torch and numba takes longer than most of what is measured.
     """
-    return in_rounds(list(candidates), lambda name: _time(candidates[name]), rounds, warm_up=warm_up, seed=seed)
+    gc.collect()
+    gc.freeze()
+    try:
+        return in_rounds(list(candidates), lambda name: _time(candidates[name]), rounds, warm_up=warm_up, seed=seed)
+    finally:
+        gc.unfreeze()
 
 
 def in_rounds(
