@@ -2,7 +2,9 @@
 # make test    what CI runs: lint, format, types, tests
 # make test-full  the same and the slow tests: every flipped bit, every crash, the suite's largest files (tests/README.md)
 # make fuzz SECONDS=60  all fuzzing harnesses (fuzz/README.md)
-# make bench   every figure of size, speed and memory that the README quotes (benchmarks/README.md)
+# make bench   size, speed and memory beside peers, in 20 minutes (benchmarks/README.md); benchmarks/results/latest.md sums up
+# make bench-all  the same and the longer ones: masks of several tasks, mixed batches, codecs, ways of selecting
+# make bench-check  has anything become slower? Ratios of a quick subset against the committed ones; fails where one is worse
 # make paper   what every method keeps of real experts, at what size: trains, keeps, reads back, measures (about 15 minutes)
 # make frontier  which rule of tsw pack keeps most at each size, with the checkpoints of make paper
 
@@ -11,7 +13,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test test-full lint format fuzz bench paper frontier clean
+.PHONY: demo test test-full lint format fuzz bench bench-all bench-check paper frontier clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
@@ -37,15 +39,13 @@ fuzz: $(READY)
 	-$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m fuzz all --seconds $(SECONDS)
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks size
-	$(BIN)/python -m benchmarks memory
-	$(BIN)/python -m benchmarks speed
-	$(BIN)/python -m benchmarks selecting
-	$(BIN)/python -m benchmarks switching
-	$(BIN)/python -m benchmarks mixed
-	$(BIN)/python -m benchmarks overlap
-	$(BIN)/python -m benchmarks tall
+# With the peers of benchmarks/peers, which nothing else needs.
+bench bench-all: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks bench $(if $(filter bench-all,$@),--all) $(if $(SCALE),--scale $(SCALE))
+
+bench-check: $(READY)
+	$(BIN)/python -m benchmarks check --out build/bench-check
 
 paper: $(READY)
 	$(BIN)/python -m benchmarks paper

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib import import_module
 
 # Name -> (module with a click command `main`, the question that it answers).
 BENCHMARKS = {
     "size": ("benchmarks.size", "bytes of planes, factors and index against the entropy of a random mask with signs"),
     "codecs": ("benchmarks.codecs", "bytes and decode speed of every plane codec on random masks, and which is taken"),
+    "imports": ("benchmarks.importing", "import time of the package, beside what it needs"),
+    "reading": (
+        "benchmarks.reading",
+        "opening, decoding, applying, switching, validating, beside safetensors, copies and plain reads",
+    ),
+    "growth": ("benchmarks.growth", "time and memory against parameters, 1 M to 1.2 G, and tasks, 1 to 20"),
     "memory": ("benchmarks.memory", "peak resident memory of pack and restore of a model of 1.2 G parameters"),
     "speed": ("benchmarks.speed", "times of pack, restore and opening, as ratios to plain safetensors work"),
     "selecting": ("benchmarks.selecting", "how long pack takes by the way of selecting"),
@@ -31,6 +38,9 @@ BENCHMARKS = {
     "paper": ("benchmarks.paper.__main__", "what every method keeps of real experts, at what size (make paper)"),
     "frontier": ("benchmarks.paper.frontier", "which rule of pack keeps most at each size (make frontier)"),
     "ideas": ("benchmarks.paper.ideas", "what rules that pack does not have would keep, computed on arrays"),
+    "bench": ("benchmarks.bench", "runs what make bench is made of, and says how long each took"),
+    "latest": ("benchmarks.latest", "makes results/latest.md of the results of make bench"),
+    "check": ("benchmarks.check", "ratios of a quick subset against the committed ones (make bench-check)"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),
 }
 
@@ -46,7 +56,11 @@ def main() -> None:
         print(f"usage: python -m benchmarks NAME [OPTIONS] | --list\nNAME: {', '.join(BENCHMARKS)}", file=sys.stderr)
         sys.exit(0 if arguments[:1] == ["--help"] else 2)
     module, _ = BENCHMARKS[arguments[0]]
-    import_module(module).main.main(arguments[1:], prog_name=f"python -m benchmarks {arguments[0]}")
+    start = time.monotonic()
+    try:
+        import_module(module).main.main(arguments[1:], prog_name=f"python -m benchmarks {arguments[0]}")
+    finally:
+        print(f"{arguments[0]}: {time.monotonic() - start:.0f} seconds")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -21,12 +22,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table as RichTable
 
-RESULTS = Path(__file__).parent / "results"
+COMMITTED = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("TSW_BENCH_RESULTS", COMMITTED)).resolve()  # elsewhere quick runs are saved too
 _PACKAGES = ("tswitch-format", "numpy", "zstandard", "msgpack", "crc32c", "safetensors", "torch")
 
 Cell = str | int | float | bool | None
@@ -44,7 +47,7 @@ scale_option = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Share of the 1.2 G parameters, for a quick run. Results of less than 1 are not saved.",
+    help="Share of the parameters, for a quick run. Results of less than 1 are not saved.",
 )
 
 
@@ -93,13 +96,26 @@ class Times:
 def interleave(candidates: Mapping[str, Candidate], rounds: int, *, warm_up: bool = True, seed: int = 0) -> Times:
     """Time all candidates once a round, each round in another order; before that, once without counting.
 
-    Garbage is collected before each measurement and not during it.
+    Garbage is collected before each measurement and not during it; what is there already is left alone, since looking
+    through all objects of torch and numba takes longer than most of what is measured.
     """
+    gc.collect()
+    gc.freeze()
+    try:
+        return in_rounds(list(candidates), lambda name: _time(candidates[name]), rounds, warm_up=warm_up, seed=seed)
+    finally:
+        gc.unfreeze()
+
+
+def in_rounds(
+    names: Sequence[str], measure: Callable[[str], float], rounds: int, *, warm_up: bool = True, seed: int = 0
+) -> Times:
+    """The same where `measure` says the seconds of one candidate by itself, as of what runs in a process of its own."""
     order = random.Random(seed)
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + warm_up):
-        for name in order.sample(list(candidates), len(candidates)):
-            taken = _time(candidates[name])
+        for name in order.sample(names, len(names)):
+            taken = measure(name)
             if number or not warm_up:
                 seconds[name].append(taken)
     return Times(seconds)
@@ -157,7 +173,7 @@ def _commit() -> str | None:
     """The commit that was measured; "-dirty" where the working tree differs from it."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=COMMITTED.parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -184,14 +200,91 @@ def read_once(paths: Sequence[Path]) -> None:
                 pass
 
 
+def drop_from_cache(path: Path) -> None:
+    """Take a file out of the page cache: what was written is synced, then given up (POSIX_FADV_DONTNEED)."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def can_drop() -> bool:
+    """Whether the system has what `drop_from_cache` needs."""
+    return hasattr(os, "posix_fadvise")
+
+
+def memory_folder(nbytes: int) -> Path | None:
+    """A folder in memory (tmpfs) with room for an output of `nbytes`, or None: there the disk has no say."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 2 * nbytes else None
+
+
+def threads_text(count: int) -> str:
+    """As "1 thread" and "2 threads" are written in tables."""
+    return f"{count} thread" + "s" * (count > 1)
+
+
+@dataclass(slots=True)
+class Ratio:
+    """One figure with its spread, for programs: what `latest` lists and `check` watches.
+
+    `where`: title of its table. `peer`: what `name` was divided by within a round; None where the figure is no ratio, so that
+    it says something of one machine only. `bound`: what the median is to be at most, or at least where `higher_is_better`;
+    None where it is only watched. `target`: whether the bound is one of the project's targets.
+    """
+
+    where: str
+    name: str
+    peer: str | None
+    median: float
+    least: float
+    most: float
+    bound: float | None = None
+    higher_is_better: bool = False
+    target: bool = False
+    met: bool | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        within = self.bound is not None and (
+            self.median >= self.bound if self.higher_is_better else self.median <= self.bound
+        )
+        self.met = None if self.bound is None else within
+
+    @classmethod
+    def exact(cls, where: str, name: str, peer: str | None, value: float, bound: float) -> Ratio:
+        """A figure without spread, such as of bytes."""
+        return cls(where, name, peer, value, value, value, bound)
+
+    @property
+    def label(self) -> str:
+        """What is shown in a table."""
+        return self.name if self.peer is None else f"{self.name} / {self.peer}"
+
+    @property
+    def bound_text(self) -> str:
+        """The bound, and its direction where that is not the usual one."""
+        if self.bound is None:
+            return "-"
+        return f"at least {self.bound:.4g}" if self.higher_is_better else f"{self.bound:.4g}"
+
+
+def ratios_of(content: Mapping[str, Any]) -> list[Ratio]:
+    """The ratios in a results file; files from before there were any have none."""
+    return [Ratio(**{key: value for key, value in each.items() if key != "met"}) for each in content.get("ratios", ())]
+
+
 @dataclass(slots=True)
 class Table:
-    """A table of results. `rows` hold numbers as they were measured; `show` makes text of them."""
+    """A table of results. `rows` hold numbers as they were measured; `show` makes text of them. `main`: whether it is one of
+    the few that `latest` shows."""
 
     title: str
     columns: Sequence[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
     note: str = ""
+    main: bool = False
 
     def add(self, *cells: Cell) -> None:
         """Append a row."""
@@ -201,10 +294,17 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Rows as they are shown."""
-        return [[_text(cell) for cell in row] for row in self.rows]
+        return [[text(cell) for cell in row] for row in self.rows]
+
+    def markdown(self) -> list[str]:
+        """Lines of a Markdown table, with its note."""
+        lines = [f"| {' | '.join(self.columns)} |", "|---|" + "---:|" * (len(self.columns) - 1)]
+        lines += [f"| {' | '.join(row)} |" for row in self.texts()]
+        return lines + (["", self.note] if self.note else [])
 
 
-def _text(cell: Cell) -> str:
+def text(cell: Cell) -> str:
+    """A cell as it is shown."""
     if cell is None:
         return "-"
     if isinstance(cell, bool):
@@ -223,13 +323,20 @@ class Result:
     command: str
     settings: Mapping[str, Cell]
     tables: list[Table] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
     raw: dict[str, object] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
 
-    def table(self, title: str, *columns: str, note: str = "") -> Table:
+    def table(self, title: str, *columns: str, note: str = "", main: bool = False) -> Table:
         """Begin a table."""
-        self.tables.append(Table(title, columns, note=note))
+        self.tables.append(Table(title, columns, note=note, main=main))
         return self.tables[-1]
+
+    def hold(self, ratio: Ratio) -> bool | None:
+        """Keep a figure for programs; whether its bound is met."""
+        self.ratios.append(ratio)
+        return ratio.met
 
     def show(self, console: Console) -> None:
         """Print all tables."""
@@ -244,7 +351,8 @@ class Result:
     def save(self, folder: Path = RESULTS) -> Path:
         """Write NAME.json and NAME.md; the path of the latter."""
         folder.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(self), "machine": machine()}
+        content = {**asdict(self), "seconds": round(time.monotonic() - self.started), "machine": machine()}
+        del content["started"]  # a clock of this process
         (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         path = folder / f"{self.name}.md"
         path.write_text(self._markdown(content["machine"]))
@@ -252,15 +360,12 @@ class Result:
 
     def _markdown(self, where: Mapping[str, Cell]) -> str:
         lines = [f"# {self.name}: {self.question}", "", "Written by the program; do not edit.", "", f"`{self.command}`"]
-        lines += ["", ", ".join(f"{key} {_text(value)}" for key, value in self.settings.items())]
+        lines += ["", ", ".join(f"{key} {text(value)}" for key, value in self.settings.items())]
         for warning in self.warnings:
             lines += ["", f"**Note:** {warning}"]
         for table in self.tables:
-            lines += ["", f"## {table.title}", "", f"| {' | '.join(table.columns)} |"]
-            lines.append("|---|" + "---:|" * (len(table.columns) - 1))
-            lines += [f"| {' | '.join(row)} |" for row in table.texts()]
-            lines += ["", table.note] if table.note else []
-        lines += ["", "## Machine", "", *(f"- {key}: {_text(value)}" for key, value in where.items())]
+            lines += ["", f"## {table.title}", "", *table.markdown()]
+        lines += ["", "## Machine", "", *(f"- {key}: {text(value)}" for key, value in where.items())]
         return "\n".join(lines) + "\n"
 
 
@@ -274,12 +379,24 @@ def times_table(result: Result, title: str, times: Times, unit: str = "s") -> No
     result.raw[title] = {name: list(seconds) for name, seconds in times.seconds.items()}
 
 
-def ratio_table(result: Result, title: str, times: Times, pairs: Sequence[tuple[str, str]], bound: float) -> None:
-    """Candidate / peer for each pair, and whether the median is within the bound."""
-    table = result.table(title, "what / peer", "median", "least", "most", "bound", "met")
+def ratio_table(
+    result: Result,
+    title: str,
+    times: Times,
+    pairs: Sequence[tuple[str, str]],
+    bound: float | None = None,
+    *,
+    higher_is_better: bool = False,
+    target: bool = False,
+    main: bool = False,
+    note: str = "",
+) -> None:
+    """Candidate / peer for each pair, and whether the median is within the bound; also among the result's ratios."""
+    table = result.table(title, "what / peer", "median", "least", "most", "bound", "met", note=note, main=main)
     for name, peer in pairs:
         found = times.ratio(name, peer)
-        table.add(f"{name} / {peer}", found.median, found.least, found.most, f"{bound:g}", found.median <= bound)
+        ratio = Ratio(title, name, peer, found.median, found.least, found.most, bound, higher_is_better, target)
+        table.add(ratio.label, ratio.median, ratio.least, ratio.most, ratio.bound_text, result.hold(ratio))
 
 
 def console() -> Console:
@@ -288,11 +405,16 @@ def console() -> Console:
     return made if made.is_terminal else Console(width=200)
 
 
+def saves(wanted: bool) -> bool:
+    """Whether results are saved: where it is wanted, and always where they go elsewhere than into the repository."""
+    return wanted or RESULTS != COMMITTED
+
+
 def finish(result: Result, *, save: bool) -> None:
-    """Show a result and, if wanted, save it."""
+    """Show a result and, if wanted, save it (`saves`)."""
     out = console()
     result.show(out)
     for warning in result.warnings:
         out.print(f"Note: {warning}", markup=False, highlight=False)
-    if save:
-        out.print(f"Saved: {result.save().relative_to(RESULTS.parent.parent)}", markup=False, highlight=False)
+    if saves(save):
+        out.print(f"Saved: {os.path.relpath(result.save())}", markup=False, highlight=False)

@@ -4,52 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
 
 from benchmarks import common, synthetic
+from benchmarks.children import peak
 
 BOUND_GIB = 1.5
-
-# Runs the command line and says, to the file that the first argument names, what the peak was: VmHWM where there is /proc.
-# (ru_maxrss would not do: between fork and exec a child has its parent's memory, and that peak stays.)
-_CHILD = """
-import sys
-out, *arguments = sys.argv[1:]
-def peak():
-    try:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    except OSError:
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-code = 0
-if arguments == ["import"]:
-    import tswitch_format
-elif arguments:
-    from tswitch_tools.__main__ import main
-    sys.argv = ["tsw", *arguments]
-    try:
-        code = main() or 0
-    except SystemExit as end:
-        code = end.code or 0
-with open(out, "w") as file:
-    file.write(str(peak()))
-sys.exit(code)
-"""
+TITLE = "Peak resident memory"
+PACK, RESTORE = "tsw pack BASE EXPERT -o X.tsw", "tsw restore BASE D.tsw -o OUT"
 
 
-def peak(arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Peak of a command in MiB, and its seconds."""
-    with tempfile.NamedTemporaryFile("r", dir=folder) as out:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", _CHILD, out.name, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return int(out.read()) / 1024, time.perf_counter() - start
+def plan(cores: int, many_threads: int, every: bool) -> list[str]:
+    """Commands, in order; what `restore` reads is what the first `pack` writes."""
+    threads = sorted({1, cores, many_threads}) if every else [cores]
+    commands = ["python -c pass", "python -c 'import tswitch_format'", "tsw --help"]
+    commands += [f"{PACK} --threads {cores}", f"{PACK} --threads {cores} --select tensor"]
+    if every:
+        commands += [f"{PACK} --threads {count}" for count in threads if count != cores]
+        commands += [f"{PACK} --threads {count} --select tensor" for count in threads if count != cores]
+        commands += [f"{PACK} --threads {cores} {rule}" for rule in ("--select global", "--preset paper")]
+        commands += [f"{PACK} --threads {cores} --select {rule} --density 0.2" for rule in ("spectral", "tensor")]
+    return commands + [f"{RESTORE} --threads {count}" for count in threads]
 
 
 @click.command()
@@ -57,45 +35,37 @@ def peak(arguments: list[str], folder: Path) -> tuple[float, float]:
 @common.scale_option
 @common.keep_option
 @click.option(
-    "--many-threads", type=click.IntRange(2), default=8, show_default=True, help="Also measured with this many."
-)
-def main(folder: Path, scale: float, keep: bool, many_threads: int) -> None:
-    """Pack and restore the synthetic model and print the peak resident memory of each."""
+    "--all", "every", is_flag=True,
+    help="Also with one and with many threads, --select global, --preset paper and --density 0.2, which takes several times "
+    "as long.",
+)  # fmt: skip
+@click.option("--many-threads", type=click.IntRange(2), default=8, show_default=True, help="How many those are.")
+def main(folder: Path, scale: float, keep: bool, every: bool, many_threads: int) -> None:
+    """Pack and restore the synthetic model and print the peak resident memory of each: with as many threads as there are
+    cores, by the default rule and by magnitude. Other threads and rules are left out without --all."""
     folder.mkdir(parents=True, exist_ok=True)
     model = synthetic.make(folder, scale=scale)
+    flags = (" --all" if every else "") + (f" --scale {scale:g}" if scale != 1 else "")
     result = common.Result(
         "memory",
         (__doc__ or "").strip(),
-        "python -m benchmarks memory" + (f" --scale {scale:g}" if scale != 1 else ""),
+        "python -m benchmarks memory" + flags,
         {"parameters": model.parameters, "bound GiB": BOUND_GIB},
     )
     table = result.table(
-        "Peak resident memory",
+        TITLE,
         "command",
         "MiB",
         "GiB",
         "below the bound",
         "seconds",
         note=(
-            "BASE and EXPERT: the folders that `python -m benchmarks synthetic` makes. To reproduce: "
-            "/usr/bin/time -v COMMAND, 'Maximum resident set size'."
+            "BASE and EXPERT: the folders that `python -m benchmarks synthetic` makes; D.tsw: what the first `tsw pack` wrote. "
+            "To reproduce: /usr/bin/time -v COMMAND, 'Maximum resident set size'. Without --select: the default rule."
         ),
+        main=True,
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = sorted({1, cores, many_threads})
-    plan: list[tuple[str, list[str]]] = [
-        ("python -c pass", []),
-        ("python -c 'import tswitch_format'", ["import"]),
-        ("tsw --help", ["--help"]),
-    ]
-    for count in threads:
-        plan.append((f"tsw pack BASE EXPERT -o X.tsw --threads {count}", []))
-    plan += [
-        (f"tsw pack BASE EXPERT -o X.tsw --threads {cores} --select global", []),
-        (f"tsw pack BASE EXPERT -o X.tsw --threads {cores} --density 0.2", []),
-        (f"tsw pack BASE EXPERT -o X.tsw --threads {cores} --preset paper", []),
-    ]
-    plan += [(f"tsw restore BASE D.tsw -o OUT --threads {count}", []) for count in threads]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         places = {
             "BASE": str(model.base),
@@ -104,16 +74,24 @@ def main(folder: Path, scale: float, keep: bool, many_threads: int) -> None:
             "D.tsw": f"{temporary}/default.tsw",
             "OUT": f"{temporary}/out",
         }
-        for command, given in plan:
-            arguments = given
-            if command.startswith(("tsw pack", "tsw restore")):
-                arguments = [places.get(word, word) for word in command.split()[1:]] + ["--quiet"]
-            mib, seconds = peak(arguments, folder)
-            table.add(command, round(mib), f"{mib / 1024:.2f}", mib / 1024 < BOUND_GIB, f"{seconds:.1f}")
-            if command.endswith(f"X.tsw --threads {cores}"):
+        for command in plan(cores, many_threads, every):
+            mib, seconds = peak(_arguments(command, places), folder)
+            gib = mib / 1024
+            met = result.hold(common.Ratio.exact(TITLE, f"GiB of {command}", None, gib, BOUND_GIB))
+            table.add(command, round(mib), f"{gib:.2f}", met, f"{seconds:.1f}")
+            if command.startswith(PACK) and not Path(places["D.tsw"]).exists():
                 shutil.copyfile(places["X.tsw"], places["D.tsw"])
             shutil.rmtree(places["OUT"], ignore_errors=True)
     result.warnings.append("The seconds are of a shared machine and of one run; see the benchmark `speed`.")
     if not keep:
         model.remove()
     common.finish(result, save=scale == 1)
+
+
+def _arguments(command: str, places: dict[str, str]) -> list[str]:
+    """What `peak` runs for a command as it is shown."""
+    program, *words = command.split(maxsplit=2)
+    if program == "python":
+        return ["-c", words[1].strip("'")]
+    arguments = [places.get(word, word) for word in command.split()[1:]]
+    return arguments + ["--quiet"] * (arguments[0] in ("pack", "restore"))

@@ -11,8 +11,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -23,11 +25,25 @@ from safetensors.torch import load_file, save_file
 
 import tswitch_format as tsw
 from benchmarks import common, synthetic
+from benchmarks.workloads import QUICK
 
-BOUNDS = {"pack": 4.0, "restore": 1.5, "open": 2.0}
+BOUNDS = {"pack": 2.5, "restore": 1.5, "open": 2.0, "two threads": 1.7}
+DEFAULT_SHARE = 0.02  # of the model, for the default rule, which takes about ten times as long
 SMALL_TENSORS, SMALL_SHAPE, SHAPE = 999, (64, 64), (1024, 1024)
 NAME = "model.layers.500.mlp.up_proj.weight"
-MEMORY_FOLDER = Path("/dev/shm")
+THREADS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way of packing: its name in tables, and options of `pack`."""
+
+    name: str
+    options: dict[str, Any]
+
+
+MAGNITUDE = Rule("by magnitude", {"density": 0.02, **QUICK})
+DEFAULT = Rule("by the default rule", {})
 
 
 # Peers
@@ -99,28 +115,40 @@ def list_keys(path: Path, backend: str) -> object:
         return file.keys()
 
 
-def pack_speed(
-    result: common.Result, model: synthetic.Model, folder: Path, rounds: int, threads: Sequence[int]
-) -> Path:
-    """pack by magnitude against subtraction; the packed file. `selecting` has the other ways."""
+def pack_speed(result: common.Result, model: synthetic.Model, path: Path, rule: Rule, rounds: int) -> None:
+    """pack to `path` against subtraction, and one thread against two. `selecting` has other ways of packing."""
     base, expert = model.shards("base"), model.shards("expert")
-    path = folder / "model.tsw"
     candidates: dict[str, common.Candidate] = {}
-    for count in threads:
-        candidates[f"pack, {_threads(count)}"] = common.Candidate(
-            partial(
-                tsw.pack, model.base, model.expert, path, density=0.02, select="tensor", knob_dtype="u8", threads=count
-            ),
-            common.pause_for_disk,
+    for count in THREADS:
+        candidates[f"pack, {common.threads_text(count)}"] = common.Candidate(
+            partial(tsw.pack, model.base, model.expert, path, threads=count, **rule.options), common.pause_for_disk
         )
-        candidates[f"load and subtract, {_threads(count)}"] = common.Candidate(
+        candidates[f"load and subtract, {common.threads_text(count)}"] = common.Candidate(
             partial(subtract, base, expert, count), common.pause_for_disk
         )
     times = common.interleave(candidates, rounds)
-    common.times_table(result, "pack: times", times)
-    pairs = [(f"pack, {_threads(count)}", f"load and subtract, {_threads(count)}") for count in threads]
-    common.ratio_table(result, "pack: ratios", times, pairs, BOUNDS["pack"])
-    return path
+    title = f"pack {rule.name}"
+    common.times_table(result, f"{title}: times", times)
+    pairs = [
+        (f"pack, {common.threads_text(count)}", f"load and subtract, {common.threads_text(count)}") for count in THREADS
+    ]
+    note = f"{model.parameters:,} parameters."
+    common.ratio_table(result, f"{title}: ratios", times, pairs, BOUNDS["pack"], target=True, main=True, note=note)
+    _two_threads(result, title, times, "pack")
+
+
+def _two_threads(result: common.Result, title: str, times: common.Times, work: str) -> None:
+    pairs = [(f"{work}, {common.threads_text(1)}", f"{work}, {common.threads_text(2)}")]
+    common.ratio_table(
+        result,
+        f"{title}: two threads",
+        times,
+        pairs,
+        BOUNDS["two threads"],
+        higher_is_better=True,
+        target=True,
+        main=True,
+    )
 
 
 def restore_speed(
@@ -129,27 +157,29 @@ def restore_speed(
     path: Path,
     out: Path,
     rounds: int,
-    threads: Sequence[int],
     where: str,
+    *,
+    durably: bool,
 ) -> None:
-    """restore against a copy, to the folder `out` that must not exist."""
+    """restore against a copy, to the folder `out` that must not exist; with `durably` also against one that is synced."""
     base = model.shards("base")
 
     def candidate(work: Callable[[], object]) -> common.Candidate:
         return common.Candidate(work, common.pause_for_disk, lambda: shutil.rmtree(out, ignore_errors=True))
 
     candidates = {
-        f"restore, {_threads(count)}": candidate(partial(tsw.restore, model.base, path, out, threads=count))
-        for count in threads
+        f"restore, {common.threads_text(count)}": candidate(partial(tsw.restore, model.base, path, out, threads=count))
+        for count in THREADS
     }
-    peers = {
-        "load and save": candidate(lambda: copy(base, out, threads[-1])),
-        "load, save and fsync": candidate(lambda: copy_durably(base, out, threads[-1])),
-    }
+    peers = {"load and save": candidate(lambda: copy(base, out, THREADS[-1]))}
+    if durably:
+        peers["load, save and fsync"] = candidate(lambda: copy_durably(base, out, THREADS[-1]))
     times = common.interleave({**candidates, **peers}, rounds)
-    common.times_table(result, f"restore to {where}: times", times)
+    title = f"restore to {where}"
+    common.times_table(result, f"{title}: times", times)
     pairs = [(name, peer) for peer in peers for name in candidates]
-    common.ratio_table(result, f"restore to {where}: ratios", times, pairs, BOUNDS["restore"])
+    common.ratio_table(result, f"{title}: ratios", times, pairs, BOUNDS["restore"], main=True)
+    _two_threads(result, title, times, "restore")
 
 
 def open_speed(result: common.Result, folder: Path, rounds: int, seed: int = 0) -> None:
@@ -164,8 +194,8 @@ def open_speed(result: common.Result, folder: Path, rounds: int, seed: int = 0) 
     save_arrays(expert, full)
     save_file({name: torch.from_numpy(array).to(torch.bfloat16) for name, array in expert.items()}, half)
     archive, mapped = folder / "archive.tsw", folder / "mapped.tsw"
-    tsw.pack(base, expert, archive, density=0.02, select="tensor", knob_dtype="u8")
-    tsw.pack(base, expert, mapped, density=0.02, select="tensor", knob_dtype="u8", profile="mapped")
+    tsw.pack(base, expert, archive, **MAGNITUDE.options)
+    tsw.pack(base, expert, mapped, profile="mapped", **MAGNITUDE.options)
     common.read_once([full, half, archive, mapped])
 
     ours: dict[str, Callable[[], object]] = {}
@@ -204,10 +234,6 @@ def _held(path: Path) -> Iterator[tsw.SwitchFile]:
         yield file
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" + "s" * (count > 1)
-
-
 @click.command()
 @common.folder_option
 @common.scale_option
@@ -218,33 +244,41 @@ def main(folder: Path, scale: float, keep: bool, rounds: int, open_rounds: int) 
     """Time pack, restore and opening, interleaved with their peers."""
     folder.mkdir(parents=True, exist_ok=True)
     model = synthetic.make(folder, scale=scale)
-    threads = (1, 2)
+    share = scale * DEFAULT_SHARE
+    small = synthetic.make_named(folder / f"similar-{share:g}", synthetic.similar(share))
     result = common.Result(
         "speed",
         "times of pack, restore and opening, as ratios to plain safetensors work",
         "python -m benchmarks speed" + (f" --scale {scale:g}" if scale != 1 else ""),
         {
             "parameters": model.parameters,
-            "density": 0.02,
+            "parameters, for the default rule": small.parameters,
+            "density by magnitude": MAGNITUDE.options["density"],
             "rounds": rounds,
             "rounds of open": open_rounds,
             "page cache": "warm, inputs read once before; os.sync() before every measurement of pack and restore",
         },
         warnings=["The machine was shared with other work while this ran. Ratios are made within a round."],
     )
-    common.read_once([*model.shards("base"), *model.shards("expert")])
+    common.read_once([*model.shards("base"), *model.shards("expert"), *small.shards("base"), *small.shards("expert")])
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path, out = Path(temporary) / "model.tsw", Path(temporary) / "restored"
         open_speed(result, Path(temporary), open_rounds)
-        path = pack_speed(result, model, Path(temporary), rounds, threads)
-        restore_speed(result, model, path, Path(temporary) / "restored", rounds, threads, "disk")
-        if _fits_in_memory(2 * model.parameters):
-            with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER) as memory:
-                restore_speed(result, model, path, Path(memory) / "restored", rounds, threads, "memory (tmpfs)")
+        pack_speed(result, small, Path(temporary) / "small.tsw", DEFAULT, rounds)
+        pack_speed(result, model, path, MAGNITUDE, rounds)
+        restore_speed(result, model, path, out, rounds, "disk", durably=True)
+        restore_to_memory(result, model, path, rounds)
+    small.remove()
     if not keep:
         model.remove()
     common.finish(result, save=scale == 1)
 
 
-def _fits_in_memory(nbytes: int) -> bool:
-    """Whether there is a folder in memory with room for an output."""
-    return MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > 2 * nbytes
+def restore_to_memory(result: common.Result, model: synthetic.Model, path: Path, rounds: int) -> None:
+    """restore against a copy where the disk has no say, if there is a folder in memory with room for the output."""
+    folder = common.memory_folder(2 * model.parameters)
+    if folder is None:
+        result.warnings.append("Nothing was restored to memory: there is no tmpfs with room for it.")
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as memory:
+        restore_speed(result, model, path, Path(memory) / "restored", rounds, "memory (tmpfs)", durably=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 import tswitch_format as tsw
 from benchmarks import common
+from benchmarks.workloads import shapes_100m
 from tswitch_format.switch.planes import Mode
 from tswitch_format.torch import SwitchBank, apply_
 from tswitch_format.torch import open as open_switches
@@ -32,15 +32,6 @@ from tswitch_format.torch.packed import PackedSwitch
 
 BOUNDS = {"file": 1 / 3, "copy": 1.0, "bytes": 0.02, "bandwidth": 0.5}
 NOT_MEASURED = "not measured"
-
-
-def shapes_100m() -> dict[str, tuple[int, ...]]:
-    """100.3 M parameters: an embedding and ten transformer MLPs."""
-    found = {"embed.weight": (16000, 1024)}
-    for layer in range(10):
-        found[f"layers.{layer}.up.weight"] = (4096, 1024)
-        found[f"layers.{layer}.down.weight"] = (1024, 4096)
-    return found
 
 
 def shapes_7b(scale: float = 1.0) -> dict[str, tuple[int, ...]]:
@@ -195,26 +186,18 @@ class Workload:
             def before() -> None:
                 self.sync()
                 for path in (*self.paths, self.full, self.pickled):
-                    _drop(path)
+                    common.drop_from_cache(path)
 
             return f"cold {name}", common.Candidate(candidate.run, before, candidate.after)
 
         return dict(cold(name, found) for name, found in self.candidates().items() if name.startswith("file: "))
 
 
-def _drop(path: Path) -> None:
-    """Take a file out of the page cache."""
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
 def measure(result: common.Result, title: str, work: Workload, rounds: int) -> None:
     """Tables of times and ratios."""
     with torch.inference_mode():
         warm = common.interleave(work.candidates(), rounds)
-        cold = common.interleave(work.cold_candidates(), max(3, rounds // 3)) if hasattr(os, "posix_fadvise") else None
+        cold = common.interleave(work.cold_candidates(), max(5, rounds // 3)) if common.can_drop() else None
     common.times_table(result, f"{title}: times", warm, "ms")
     copy, loads = "copy the full expert", ("file: load_file, load_state_dict", "file: torch.load, load_state_dict")
     in_memory = [(name, copy) for name in ("activate", "activate, plain torch", "deactivate")]
@@ -223,9 +206,7 @@ def measure(result: common.Result, title: str, work: Workload, rounds: int) -> N
     common.ratio_table(result, f"{title}: packed in memory", warm, in_memory, bound)
     files = [(name, peer) for name in ("file: apply_", "file: add, activate") for peer in loads]
     common.ratio_table(result, f"{title}: from a warm file", warm, files, BOUNDS["file"])
-    floor = result.table(f"{title}: what loading can take at least", "what / peer", "median", "least", "most")
-    found = warm.ratio(copy, loads[0])
-    floor.add(f"{copy} / {loads[0]}", found.median, found.least, found.most)
+    common.ratio_table(result, f"{title}: what loading can take at least", warm, [(copy, loads[0])])
     if cold is not None:
         common.times_table(result, f"{title}: cold files, times", cold, "ms")
         pairs = [(f"cold {name}", f"cold {peer}") for name, peer in files]
@@ -250,10 +231,10 @@ def measure_bytes(result: common.Result, title: str, work: Workload) -> None:
         work.bank.deactivate()
     table = result.table(f"{title}: bytes", "what", "bytes", "% of the full expert", "bound %", "met")
     table.add("full expert", expert, 100.0, None, None)
-    bound = BOUNDS["bytes"]
     table.add("file", work.paths[0].stat().st_size, 100 * work.paths[0].stat().st_size / expert, None, None)
-    share = None if read is None else 100 * read / expert
-    table.add("read by add()", read, share, 100 * bound, None if read is None else read <= bound * expert)
+    if read is not None:
+        ratio = common.Ratio.exact(table.title, "bytes read by add()", "full expert", read / expert, BOUNDS["bytes"])
+        table.add("read by add()", read, 100 * ratio.median, 100 * BOUNDS["bytes"], result.hold(ratio))
     table.add("packed in memory", packed, 100 * packed / expert, None, None)
     table.add("original values kept while active", kept, 100 * kept / expert, None, None)
     table.add("most memory that activate() took, those included", peak, _percent(peak, expert), None, None)
@@ -297,9 +278,9 @@ def _resident(field: str) -> int:
 
 @click.command()
 @common.folder_option
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
 @click.option("--device", default=None, help="Where the 7 G parameters go.  [default: a CUDA device if there is one]")
-@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Share of the 7 G parameters.")
+@common.scale_option
 def main(folder: Path, rounds: int, device: str | None, scale: float) -> None:
     """Time switching, interleaved with its peers."""
     device = device or ("cuda:0" if torch.cuda.is_available() else None)
@@ -318,9 +299,9 @@ def main(folder: Path, rounds: int, device: str | None, scale: float) -> None:
         warnings=["The machine was shared with other work while this ran. Ratios are made within a round."],
     )
     jobs = [
-        ("CPU, 100 M f32, density 5 %", shapes_100m(), torch.float32, 0.05, "cpu"),
-        ("CPU, 100 M f32, density 2 %", shapes_100m(), torch.float32, 0.02, "cpu"),
-        ("CPU, 100 M bf16, density 2 %", shapes_100m(), torch.bfloat16, 0.02, "cpu"),
+        ("CPU, 100 M f32, density 5 %", shapes_100m(scale), torch.float32, 0.05, "cpu"),
+        ("CPU, 100 M f32, density 2 %", shapes_100m(scale), torch.float32, 0.02, "cpu"),
+        ("CPU, 100 M bf16, density 2 %", shapes_100m(scale), torch.bfloat16, 0.02, "cpu"),
     ]
     if device:
         jobs.append((f"{device}, 7 G bf16, density 10 %", shapes_7b(scale), torch.bfloat16, 0.1, device))

@@ -32,6 +32,8 @@ LARGE_SHARE, LARGE_FACTOR = 0.02, 10
 
 _BLOCK = 1 << 22  # elements made at a time
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -50,27 +52,42 @@ class Model:
         shutil.rmtree(self.base.parent, ignore_errors=True)
 
 
-def shapes(scale: float) -> dict[str, tuple[int, ...]]:
-    """Names and shapes: at scale 1 the whole model, below with fewer layers and a smaller vocabulary."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (max(64, round(VOCABULARY * scale)), HIDDEN)}
-    kv = HIDDEN * KV_HEADS // HEADS
-    for layer in range(max(1, round(LAYERS * scale))):
+def transformer(hidden: int, layers: int, vocabulary: int) -> Shapes:
+    """Names and shapes of a transformer of these sizes; the MLP and the heads are in the model's own proportions."""
+    found: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    mlp, kv = hidden * MLP // HIDDEN, hidden * KV_HEADS // HEADS
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
-        found[prefix + "input_layernorm.weight"] = (HIDDEN,)
-        found[prefix + "mlp.down_proj.weight"] = (HIDDEN, MLP)
-        found[prefix + "mlp.gate_proj.weight"] = (MLP, HIDDEN)
-        found[prefix + "mlp.up_proj.weight"] = (MLP, HIDDEN)
-        found[prefix + "post_attention_layernorm.weight"] = (HIDDEN,)
-        for name, rows in (("k", kv), ("o", HIDDEN), ("q", HIDDEN), ("v", kv)):
-            found[prefix + f"self_attn.{name}_proj.weight"] = (rows, HIDDEN)
-    found["model.norm.weight"] = (HIDDEN,)
+        found[prefix + "input_layernorm.weight"] = (hidden,)
+        found[prefix + "mlp.down_proj.weight"] = (hidden, mlp)
+        found[prefix + "mlp.gate_proj.weight"] = (mlp, hidden)
+        found[prefix + "mlp.up_proj.weight"] = (mlp, hidden)
+        found[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        for name, rows in (("k", kv), ("o", hidden), ("q", hidden), ("v", kv)):
+            found[prefix + f"self_attn.{name}_proj.weight"] = (rows, hidden)
+    found["model.norm.weight"] = (hidden,)
     return found
+
+
+def shapes(scale: float) -> Shapes:
+    """At scale 1 the whole model, below with fewer layers and a smaller vocabulary."""
+    return transformer(HIDDEN, max(1, round(LAYERS * scale)), max(64, round(VOCABULARY * scale)))
+
+
+def similar(share: float) -> Shapes:
+    """A model of about `share` of the parameters, whose width and depth shrink alike, as those of a family of models do."""
+    root = share ** (1 / 3)
+    hidden = max(64, 64 * round(HIDDEN * root / 64))
+    return transformer(hidden, max(1, round(LAYERS * root)), max(64, round(VOCABULARY * root**2)))
 
 
 def make(folder: Path, *, scale: float = 1.0, seed: int = 0) -> Model:
     """The model in `folder`; what is there already is used again."""
-    folder = folder / f"synthetic-{scale:g}-{seed}"
-    named = shapes(scale)
+    return make_named(folder / f"synthetic-{scale:g}-{seed}", shapes(scale), seed)
+
+
+def make_named(folder: Path, named: Shapes, seed: int = 0) -> Model:
+    """Base and expert of these names and shapes in folders of `folder`; what is there already is used again."""
     model = Model(folder / "base", folder / "expert", sum(math.prod(shape) for shape in named.values()))
     done = folder / "complete"
     if not done.exists():
@@ -82,7 +99,7 @@ def make(folder: Path, *, scale: float = 1.0, seed: int = 0) -> Model:
     return model
 
 
-def _write(model: Model, named: dict[str, tuple[int, ...]], seed: int) -> None:
+def _write(model: Model, named: Shapes, seed: int) -> None:
     weight_map: dict[str, str] = {}
     numbers = {name: number for number, name in enumerate(named)}
     groups = list(_split(named, model.parameters))
@@ -102,7 +119,7 @@ def _write(model: Model, named: dict[str, tuple[int, ...]], seed: int) -> None:
         (side / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _split(named: dict[str, tuple[int, ...]], parameters: int) -> Iterator[Sequence[str]]:
+def _split(named: Shapes, parameters: int) -> Iterator[Sequence[str]]:
     """Names in groups of about equal size, one for each shard."""
     group: list[str] = []
     filled = 0
@@ -115,7 +132,7 @@ def _split(named: dict[str, tuple[int, ...]], parameters: int) -> Iterator[Seque
     yield group
 
 
-def _header(named: dict[str, tuple[int, ...]]) -> bytes:
+def _header(named: Shapes) -> bytes:
     """A safetensors header."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -152,6 +169,6 @@ def _blocks(
 @click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(folder: Path, scale: float, seed: int) -> None:
-    """Make base and expert under FOLDER and leave them there; memory, speed and profile then use them with --keep."""
+    """Make base and expert under FOLDER and leave them there; what needs it then uses them with --keep."""
     model = make(folder, scale=scale, seed=seed)
     print(f"{model.parameters:,} parameters\nbase    {model.base}\nexpert  {model.expert}")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import tswitch_format as tsw
 from benchmarks import common
-from benchmarks.memory import peak
+from benchmarks.children import peak
 from tswitch_format.checkpoint import open_checkpoint
 from tswitch_tools.importers import CHUNK, ImportOptions, tall_masks
 from tswitch_tools.tall.exporting import export_masks
@@ -153,7 +153,11 @@ def measure(result: common.Result, folder: Path, models: tuple[Path, dict[str, P
     for name in candidates:
         seconds = times.summary(name)
         rate = bits / 1e6 / seconds.median
-        held = rate >= READ_BOUND if name.startswith(("read", "import")) else None
+        bound = READ_BOUND if name.startswith(("read", "import")) else None
+        least, most = (bits / 1e6 / taken for taken in (seconds.most, seconds.least))
+        held = result.hold(
+            common.Ratio(table.title, f"{name}, M mask bits/s", None, rate, least, most, bound, higher_is_better=True)
+        )
         ratio = times.ratio(name, "the formula in NumPy, masks alone").median
         table.add(name, seconds.median, seconds.least, seconds.most, round(rate), held, ratio)
     result.raw["seconds"] = dict(times.seconds)

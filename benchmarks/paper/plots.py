@@ -18,8 +18,9 @@ def draw(
     across: str,
     up: str,
     ticks: Sequence[float] | None = None,
+    logarithmic: bool = False,
 ) -> None:
-    """Write one picture: by the name of each curve its points (x, y)."""
+    """Write one picture: by the name of each curve its points (x, y); `logarithmic`: on both axes."""
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
@@ -27,6 +28,9 @@ def draw(
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         if ticks is not None:
             axes.set_xticks(ticks)
         axes.grid(alpha=0.3)
