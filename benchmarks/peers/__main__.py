@@ -66,7 +66,7 @@ def by_density(
 ) -> pictures.Curves:
     """A row for each peer and limit, a column for each density; the same as curves."""
     densities = [100 * measured.density for measured in found]
-    table = result.table(title, "what", *(f"{density:.3g} %" for density in densities), note=note)
+    table = result.table(title, "what", *(f"{density:.3g} %" for density in densities), note=note, main=True)
     curves: dict[str, list[tuple[float, float]]] = {}
     for name in found[0].times.seconds:
         values = [value(measured, name) for measured in found]
