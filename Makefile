@@ -5,7 +5,7 @@
 # make bench   size, speed and memory beside peers, in 20 minutes (benchmarks/README.md); benchmarks/results/latest.md sums up
 # make bench-all  the same and the longer ones: masks of several tasks, mixed batches, codecs, ways of selecting
 # make bench-check  has anything become slower? Ratios of a quick subset against the committed ones; fails where one is worse
-# make paper   what every method keeps of real experts, at what size: trains, keeps, reads back, measures (about 15 minutes)
+# make paper   what every method keeps of real experts, at what size: trains, keeps, reads back, measures (a quarter of an hour)
 # make frontier  which rule of tsw pack keeps most at each size, with the checkpoints of make paper
 
 PYTHON ?= python3.11

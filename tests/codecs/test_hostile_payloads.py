@@ -206,7 +206,7 @@ def test_windows_up_to_8_mib_are_read(window: int) -> None:
     assert zstd.decompress(reference.frame(BITMAP, window=window), len(BITMAP)) == BITMAP
 
 
-@pytest.mark.parametrize("why", set(broken_frames(b"x")) - {"size too small"})
+@pytest.mark.parametrize("why", sorted(broken_frames(b"x").keys() - {"size too small"}))
 def test_an_empty_frame_must_be_as_plain_as_any(why: str) -> None:
     with pytest.raises(PayloadError) as caught:
         plane.decode_packed(Codec.BITMAP_ZSTD, 0, memoryview({**broken_frames(b"x"), **_broken_empty()}[why]), 0, 0)
