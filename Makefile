@@ -18,8 +18,11 @@ READY   = $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
+# A process for each core. PYTEST= runs it in one, as when something must be debugged.
+PYTEST ?= --numprocesses auto --dist worksteal
+
 test: lint
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' $(PYTEST)
 
 test-full: lint
 	$(BIN)/pytest

@@ -104,10 +104,11 @@ def test_a_file_appended_to_itself_is_refused(tiny: Path, out: Path) -> None:
     refused(out, "TSW-105")
 
 
-def test_every_flipped_bit_is_found(tiny: Path, out: Path) -> None:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_found(tiny: Path, out: Path, step: int) -> None:
     data = bytearray(tiny.read_bytes())
     accepted = []
-    for bit in range(len(data) * 8):
+    for bit in range(0, len(data) * 8, step):  # 5 and 8 have no common divisor: bits of all places in a byte
         data[bit // 8] ^= 1 << bit % 8
         out.write_bytes(data)
         report = tsw.validate(out, "full")

@@ -792,7 +792,7 @@ def interrupted(act: Callable[[], Any], number: int) -> int | None:
     return lines
 
 
-@pytest.mark.parametrize("kernel", ["fastest", "reference"])
+@pytest.mark.parametrize("kernel", ["fastest", pytest.param("reference", marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     base = {"a": torch.ones(5, 4), "b": torch.ones(7).half(), "c": torch.ones(3), "i": torch.arange(4)}
     tsw.pack(base, {**tuned(base), "i": torch.arange(4) + 1}, tmp_path / "x.tsw", density=0.5, dense=["c", "i"])

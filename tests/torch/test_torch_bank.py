@@ -1098,7 +1098,7 @@ def failing_activation(*_: Any) -> Any:
     raise InjectedError("no memory")
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("kind", ["f32", pytest.param("f16", marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_line_leaves_a_state_that_the_bank_knows(tmp_path: Path, kind: str) -> None:
     """Ctrl-C may come between any two lines: the model must be what `current` says, and go back to the base."""
     base, found = failure_model(kind, tmp_path)
@@ -1366,7 +1366,9 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "kind", ["float32", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bfloat16", "float16"))]
+)
 def test_no_dense_difference_is_ever_made(tmp_path: Path, kind: str) -> None:
     """Peak resident memory of a process that switches 48 Mi elements, beside the values that it keeps."""
     dtype = getattr(torch, kind)

@@ -550,6 +550,7 @@ def test_the_model_comes_back_from_errors(case: Case, where: str, number: int, e
     assert [path.name for path in case.folder.iterdir()] == ["math.tsw"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line(tmp_path: Path) -> None:
     """Of those modules of floor 4 that change the model: every 61st of them, and all of the last ones, which give it back."""
     case = Case(tmp_path, dense=["second.bias"])

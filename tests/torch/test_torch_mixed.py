@@ -214,6 +214,7 @@ def test_a_gpu_is_within_the_stated_tolerance(
     check(y, x, weight, None, switches, 2.0**-16 if dtype in (torch.bfloat16, torch.float16) else 0.0)
 
 
+@pytest.mark.slow
 def test_the_kernel_compiles_for_hopper_without_a_gpu() -> None:
     """What the interpreter does not see: types, layouts, registers. In a process where it is off."""
     pytest.importorskip("triton")

@@ -409,7 +409,7 @@ def test_a_kernel_that_fails_leaves_what_was_active(
     assert bits(model) == before
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("kind", ["f32", pytest.param("f16", marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_line_leaves_a_state_that_the_bank_knows(files: dict[str, Path], kind: str) -> None:
     model = headed(tensors(FLOATS[kind]))
     known: dict[State, Bits] = {(): bits(model)}

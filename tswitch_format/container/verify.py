@@ -124,7 +124,8 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
                 _check_entry(entry, report)
         else:
             wrong = partial(_wrong_checksums, container, number)
-            for errors in ordered_map(wrong, container.spans(number), thread_count(None)):
+            spans = container.spans(number)
+            for errors in ordered_map(wrong, spans, min(len(spans), thread_count(None)) or 1):
                 for error in errors:
                     report.take(error)
     _check_padding(container, end, container.frame.index_offset, report)
