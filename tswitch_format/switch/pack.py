@@ -48,7 +48,7 @@ _SIZE_ROUNDS = 16
 
 # Elements from which on compiled loops pay for importing numba, half a second: they save 80 ns an element of `spectral`, and
 # about 3 of the other ways. Where it is there already they always do.
-_COMPILED_FROM = {"spectral": 1 << 25}
+_COMPILED_FROM = {"spectral": 1 << 24}
 _COMPILED_FROM_ELSE = 1 << 28
 
 

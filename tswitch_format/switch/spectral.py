@@ -39,7 +39,7 @@ _SEED = 0x545357  # "TSW"
 
 def spectral_keys(vector: TaskVector) -> None:
     """Let a task vector be selected from by spectrum. Nothing changes, so it is by magnitude, where it has no rows and columns
-    in blocks, or squares that f64 cannot hold. Raises NonFiniteError."""
+    in blocks, or squares that f64 cannot hold, as those of NaN and infinity, which selection by magnitude reports."""
     if len(vector.shape) < 2 or not vector.whole_rows:
         return
     found = _Spectrum(vector)

@@ -83,13 +83,11 @@ class TaskVector:
         self._keys_of = keys
 
     def row_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """(first row, tau [rows, C]) of all blocks, where they are whole rows; each is overwritten by the next. Raises
-        NonFiniteError."""
+        """(first row, tau [rows, C]) of all blocks, where they are whole rows; each is overwritten by the next. Not checked for
+        NaN and infinity."""
         blocks = self._blocks()
         for row, _, rows, columns in self._spans():
-            tau = self._read(row * columns, rows * columns, blocks)
-            self._check_finite(blocks.magnitudes(tau), row * columns)
-            yield row, tau.reshape(rows, columns)
+            yield row, self._read(row * columns, rows * columns, blocks).reshape(rows, columns)
 
     def _blocks(self) -> Blocks:
         return blocks_for(min(self.elements, BLOCK), self.base_dtype, self.tuned_dtype, self.loops)
