@@ -3,8 +3,8 @@
 The base learns the digits upright, and beside that which of the eight symmetries an image was put through (its second head
 is thrown away): a pre-training that knows more than its labels, as that of real bases does. An expert fine-tunes all
 parameters of a copy of the base. The settings were chosen by the accuracy of experts on the validation part, before anything
-was compressed; steps are as few as keep that. All in f32: products in bf16 take nine times as long where the processor has no
-instructions for them.
+was compressed; steps are as few as keep that. All in f32: products in bf16 take several times as long where the processor has
+no instructions for them.
 
 Each model is trained by one process with one thread, so the same seed gives the same files whatever the number of
 processes, on the same machine with the same torch.

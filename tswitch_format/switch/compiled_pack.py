@@ -160,10 +160,8 @@ def _reaching(keys: Any, tau: Any, limit: Any, places: Any, some: Any, flags: An
         for i in range(size, -(-size // 8) * 8):
             flags[i] = 0
         for word in range(-(-size // 8)):
-            if words[word]:
-                for i in range(
-                    8 * word, 8 * word + 8
-                ):  # without a branch an element: few words have a flag, most of those one
+            if words[word]:  # few have a flag, and most of those one: no branch an element
+                for i in range(8 * word, 8 * word + 8):
                     places[count] = begin + i
                     count += flags[i]
     for i in range(count):

@@ -167,9 +167,13 @@ def _do(job: Job) -> None:
         return
     switch = job.switch
     rows, columns = (None if f is None else f.numpy() for f in (switch.rows, switch.columns))
-    scale, mode = Scale(np.float32(switch.knob), rows, columns, switch.row_length), job.mode
-    if mode is Mode.SIGNS:  # the values of a knob of 1
-        scale, mode = Scale(np.float32(1), None, None, switch.row_length), Mode.VALUES
+    scale, mode, coefficient = (
+        Scale(np.float32(switch.knob), rows, columns, switch.row_length),
+        job.mode,
+        job.coefficient,
+    )
+    if mode is Mode.SIGNS:  # the values of a knob of 1, whatever the coefficient
+        scale, mode, coefficient = Scale(np.float32(1), None, None, switch.row_length), Mode.VALUES, 1.0
     compiled.run(
         mode,
         _array(job.target.view(-1)),
@@ -178,7 +182,7 @@ def _do(job: Job) -> None:
         switch.signs.numpy(),
         switch.blocks.numpy(),
         scale,
-        coefficient=job.coefficient,
+        coefficient=coefficient,
         other=None if job.other is None else _array(job.other),
         origin=job.origin if job.target.ndim == 1 else 0,
         other_origin=job.origin,
