@@ -23,7 +23,7 @@ from benchmarks.paper.running import SEEDS, run_jobs
 from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, KNOB_PERS, KNOBS, SELECTS
 from tswitch_tools.sweep import LowRank, Method, Packed, SweepTable, tsw_sweep
 
-DENSITIES = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+DENSITIES = (0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2)
 RANKS = (1, 2, 4, 8, 16)
 DRAWN = {  # families in the picture; all are in the table
     *(Packed(select=select, knob="projection", knob_per="row-col").family for select in SELECTS),

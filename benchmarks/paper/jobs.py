@@ -13,10 +13,10 @@ from benchmarks.paper.pulse import Point, pulse_points
 from tswitch_format.switch.options import DEFAULT_DENSITY
 from tswitch_tools.sweep import Consensus, Emr, LowRank, Method, Packed, Sum, SweepTable, Tall, Ties, Whole, tsw_sweep
 
-DENSITIES = (0.0035, 0.03, 0.08)  # beside the default
+DENSITIES = (0.004, 0.03, 0.08)  # beside the default
 SCALES = (0.1, 0.2, 0.3, 0.5, 0.8)  # of merged models
 COUNTS = (2, 4)  # tasks; all of them are in `together`
-FEW = (0.0035, DEFAULT_DENSITY)  # for methods that learn
+FEW = (0.004, DEFAULT_DENSITY)  # for methods that learn
 
 
 def swept(folder: Path, seed: int, methods: Sequence[Method], tasks: int = len(TASKS)) -> SweepTable:

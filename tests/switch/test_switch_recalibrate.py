@@ -269,7 +269,7 @@ def test_knobs_that_do_not_fit(path: Path, tmp_path: Path) -> None:
 
 def test_factors_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "x.tsw"
-    tsw.pack(model(), tuned(model()), path, threads=1, knob_dtype="f16")
+    tsw.pack(model(), tuned(model()), path, threads=1, density=0.3, knob_dtype="f16")
     good = others(path, "task")
     assert good["half"].columns is not None
     good["half"].columns[2] = np.inf

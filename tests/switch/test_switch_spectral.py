@@ -30,7 +30,10 @@ def plain_keys(tau: np.ndarray[Any, Any], low: np.ndarray[Any, Any]) -> list[lis
     m = [math.sqrt(max(math.fsum(float(x) ** 2 for x in row) / columns, least)) for row in tau]
     n = [math.sqrt(max(math.fsum(float(x) ** 2 for x in column) / rows, least)) for column in tau.T]
     return [
-        [max(float(tau[i, j]) * float(low[i, j]), float(tau[i, j]) ** 2 / 16) / m[i] / n[j] for j in range(columns)]
+        [
+            max(float(tau[i, j]) * float(low[i, j]), float(tau[i, j]) ** 2 / 16) / math.sqrt(m[i] * n[j])
+            for j in range(columns)
+        ]
         for i in range(rows)
     ]
 
@@ -196,11 +199,10 @@ def test_scores_of_others_exclude_it(tmp_path: Path) -> None:
 
 
 def test_signs_of_the_sketch_are_for_ever() -> None:
-    found = spectral._signs(5)
-    assert found.shape == (5, 16)
-    assert set(found.reshape(-1).tolist()) == {1.0, -1.0}
-    assert np.array_equal(found, spectral._signs(9)[:5])
-    assert "".join("-" if x < 0 else "+" for x in found[0]) == "+--+++-+-+-+--+-"
+    found = spectral._signs(16)
+    assert found.shape == (16,)
+    assert np.array_equal(found, spectral._signs(99)[:16])
+    assert "".join("-" if x < 0 else "+" for x in found) == "+--+++-+-+-+--+-"
 
 
 # --- u4 -------------------------------------------------------------------------------------------------------

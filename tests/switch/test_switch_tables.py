@@ -218,7 +218,7 @@ def test_a_tensor_that_one_task_replaces_and_others_switch(tmp_path: Path) -> No
     whole = {**expert("law"), "half": np.full_like(model()["half"], 7)}
     tsw.pack(model(), whole, tmp_path / "law.tsw", task="law", dense=["half"])
     for task in ("art", "biology"):
-        tsw.pack(model(), expert(task), tmp_path / f"{task}.tsw", task=task)
+        tsw.pack(model(), expert(task), tmp_path / f"{task}.tsw", task=task, density=0.3)
     path = tsw.bundle([tmp_path / f"{task}.tsw" for task in TASKS], tmp_path / "all.tsw")
     table = tinted(path)
     for given in ({}, {"layers": "law"}):
@@ -258,7 +258,7 @@ def test_an_alias_is_a_name_of_its_own_where_its_entry_counts(tmp_path: Path) ->
         return {**arrays, "tied": arrays["half"]}
 
     for task in TASKS:
-        tsw.pack(tied(model()), tied(expert(task)), tmp_path / f"{task}.tsw", task=task)
+        tsw.pack(tied(model()), tied(expert(task)), tmp_path / f"{task}.tsw", task=task, density=0.3)
     path = tsw.bundle([tmp_path / f"{task}.tsw" for task in TASKS], tmp_path / "all.tsw")
     own = np.full((2, 3), 7, np.float32)
     path = tinted(path, rows=("wide", "layer.weight", "tied"), given={"art": {"tied": own}})

@@ -2,7 +2,7 @@
 the GIL. Import it only where numba is installed (the extra `fast`).
 
 The bits are those of NumPy where they decide what a file holds: sums of squares are added in the order in which NumPy adds
-them, pairwise along a row and one by one down a column. Products with the directions of `spectral.py` are in f64 and rounded
+them, pairwise along a row and one by one down a column. What `spectral.py` multiplies is in f64 and rounded
 to f32, as there. spec/decisions/0016 has the figures.
 """
 
@@ -21,6 +21,7 @@ from tswitch_format.switch.compiled import _widen
 _FLAGS = 4096  # elements that are compared at once: their flags stay in the first-level cache
 _PAIRWISE = 128  # elements up to which NumPy sums with eight accumulators
 _LANES = 16  # directions: spectral.RANK
+_BUCKETS = 64  # spectral.BUCKETS
 _TILE = 512  # columns of a tile: what is read of some rows stays in the first-level cache
 _TINY = np.float32(np.finfo(np.float32).tiny)
 
@@ -46,9 +47,9 @@ def reaching(
     return int(_reaching(keys, tau, limit, places, some, flags, flags.view(np.uint64)))
 
 
-def project(block: NDArray[np.float32], directions: NDArray[np.float64], out: NDArray[np.float64]) -> None:
-    """out [rows, 16] = block [rows, C] @ directions [C, 16], in f64."""
-    _project(block, directions, out)
+def sketch(block: NDArray[np.float32], signs: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """out [R, 64] = sums of the columns of block [R, C] times their signs [C], of every 64th one, in f64."""
+    _sketch(block, signs, out)
 
 
 def turn(block: NDArray[np.float32], basis: NDArray[np.float64], out: NDArray[np.float64]) -> None:
@@ -63,20 +64,20 @@ def add_squares(block: NDArray[np.float32], rows: NDArray[np.float64], columns: 
 
 def keys(
     block: NDArray[np.float32],
-    seen: NDArray[np.float64] | None,
-    directions: NDArray[np.float64] | None,
+    left: NDArray[np.float64] | None,
+    right: NDArray[np.float32] | None,
     rows: NDArray[np.float64],
     columns: NDArray[np.float64],
     own: float,
 ) -> NDArray[np.float32]:
-    """Keys of block [R, C], as `spectral.py` has them. Its projection is seen [R, 16] @ directions [16, C], or, with None, the
-    block itself; rows [R] and columns [C] are what is multiplied by."""
+    """Keys of block [R, C], as `spectral.py` has them. Its projection is left [R, 16] @ right [16, C], or, with None, the block
+    itself; rows [R] and columns [C] are what is multiplied by."""
     out = np.empty(block.shape, np.float32)
     low = np.empty((2, _TILE))
-    if seen is None or directions is None:
+    if left is None or right is None:
         _whole_keys(block, rows, columns, own, out, low)
     else:
-        _projected_keys(block, seen, directions, rows, columns, own, out, low)
+        _projected_keys(block, left, right, rows, columns, own, out, low)
     return out
 
 
@@ -170,30 +171,18 @@ def _reaching(keys: Any, tau: Any, limit: Any, places: Any, some: Any, flags: An
 
 
 @njit(nogil=True, cache=True)
-def _project(block: Any, directions: Any, out: Any) -> None:
+def _sketch(block: Any, signs: Any, out: Any) -> None:
     rows, width = block.shape
-    whole = width - width % 8
+    whole = width - width % _BUCKETS
     for row in range(rows):
-        sums = out[row]
-        for lane in range(_LANES):
-            sums[lane] = 0.0
-        for c in range(0, whole, 8):
-            x0, x1 = np.float64(block[row, c]), np.float64(block[row, c + 1])
-            x2, x3 = np.float64(block[row, c + 2]), np.float64(block[row, c + 3])
-            x4, x5 = np.float64(block[row, c + 4]), np.float64(block[row, c + 5])
-            x6, x7 = np.float64(block[row, c + 6]), np.float64(block[row, c + 7])
-            for lane in range(_LANES):
-                low = (x0 * directions[c, lane] + x1 * directions[c + 1, lane]) + (
-                    x2 * directions[c + 2, lane] + x3 * directions[c + 3, lane]
-                )
-                high = (x4 * directions[c + 4, lane] + x5 * directions[c + 5, lane]) + (
-                    x6 * directions[c + 6, lane] + x7 * directions[c + 7, lane]
-                )
-                sums[lane] += low + high
+        sums, x = out[row], block[row]
+        for bucket in range(_BUCKETS):
+            sums[bucket] = 0.0
+        for c in range(0, whole, _BUCKETS):
+            for bucket in range(_BUCKETS):
+                sums[bucket] += signs[c + bucket] * np.float64(x[c + bucket])
         for c in range(whole, width):
-            x = np.float64(block[row, c])
-            for lane in range(_LANES):
-                sums[lane] += x * directions[c, lane]
+            sums[c - whole] += signs[c] * np.float64(x[c])
 
 
 @njit(nogil=True, cache=True)
@@ -245,10 +234,8 @@ def _spectral_squares(block: Any, rows: Any, columns: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _projected_keys(
-    block: Any, seen: Any, directions: Any, rows: Any, columns: Any, own: float, out: Any, low: Any
-) -> None:
-    """Two rows at once, which share what is read of the directions."""
+def _projected_keys(block: Any, left: Any, right: Any, rows: Any, columns: Any, own: float, out: Any, low: Any) -> None:
+    """Two rows at once, which share what is read of `right`."""
     height, width = block.shape
     low0, low1 = low[0], low[1]
     for begin in range(0, width, _TILE):
@@ -260,10 +247,10 @@ def _projected_keys(
                 low0[i] = 0.0
                 low1[i] = 0.0
             for lane in range(0, _LANES, 4):
-                a0, a1, a2, a3 = seen[row, lane], seen[row, lane + 1], seen[row, lane + 2], seen[row, lane + 3]
-                b0, b1, b2, b3 = seen[other, lane], seen[other, lane + 1], seen[other, lane + 2], seen[other, lane + 3]
-                d0, d1 = directions[lane, begin : begin + size], directions[lane + 1, begin : begin + size]
-                d2, d3 = directions[lane + 2, begin : begin + size], directions[lane + 3, begin : begin + size]
+                a0, a1, a2, a3 = left[row, lane], left[row, lane + 1], left[row, lane + 2], left[row, lane + 3]
+                b0, b1, b2, b3 = left[other, lane], left[other, lane + 1], left[other, lane + 2], left[other, lane + 3]
+                d0, d1 = right[lane, begin : begin + size], right[lane + 1, begin : begin + size]
+                d2, d3 = right[lane + 2, begin : begin + size], right[lane + 3, begin : begin + size]
                 for i in range(size):
                     low0[i] += (a0 * d0[i] + a1 * d1[i]) + (a2 * d2[i] + a3 * d3[i])
                     low1[i] += (b0 * d0[i] + b1 * d1[i]) + (b2 * d2[i] + b3 * d3[i])

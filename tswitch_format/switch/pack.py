@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from tswitch_format import _layout as lay
-from tswitch_format._dtypes import F64
 from tswitch_format._optional import start
 from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format._version import WRITER
@@ -36,10 +35,11 @@ from tswitch_format.switch.encode import encode_dense, encode_removed, encode_te
 from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
 from tswitch_format.switch.scores import Scores
-from tswitch_format.switch.select import RadixSelect, Rule, select_tensor
-from tswitch_format.switch.spectral import WHOLE, spectral_keys
+from tswitch_format.switch.select import Rule, select_tensor
+from tswitch_format.switch.spectral import WHOLE, Spectrum, spectrum_of
 from tswitch_format.switch.survivors import Statistics
 from tswitch_format.switch.task_vector import TaskVector
+from tswitch_format.switch.threshold import Common, common_threshold
 
 Progress = Callable[[int, int], None]
 
@@ -169,6 +169,7 @@ class _Job:
         self.threads = threads
         self.progress = progress
         self.loops = self._loops()
+        self._spectra: dict[str, Spectrum] = {}
 
     def _loops(self) -> ModuleType | None:
         """Compiled loops, if they are there and there is work for them."""
@@ -233,7 +234,6 @@ class _Job:
     ) -> PackResult | None:
         """Pack at one amount; None, and no file, where its size is not accepted."""
         rule = Rule(amount, self.options.select == "tensor-signed", self.options.paper)
-        skipped: set[str] = set()
         digests: dict[str, Digests] = {}
         kinds = dict.fromkeys(lay.Kind, 0)
         active = switched = unchanged = done = 0
@@ -245,9 +245,10 @@ class _Job:
                 checkpoint=dict(self.tuned.metadata),
                 metadata={},
             )
-            threshold = self._global_threshold(amount, skipped) if self.options.select == "global" else None
+            self._find_spectra()
+            common = self._threshold(amount)
             made = ordered_map(
-                lambda pair: self._encode(pair, rule, threshold, skipped),
+                lambda pair: self._encode(pair, rule, common),
                 self.pairing.pairs,
                 self.threads,
                 nbytes=lambda pair: self._most_bytes(pair, rule),
@@ -295,59 +296,41 @@ class _Job:
 
     def _vector(self, pair: Pair) -> TaskVector:
         scores = self.scores.of(pair.name) if self.scores else None
-        return TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper, loops=self.loops)
+        vector = TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper, loops=self.loops)
+        if pair.name in self._spectra:
+            vector.select_by(self._spectra[pair.name].keys)
+        return vector
+
+    def _find_spectra(self) -> None:
+        """Of all matrices; once, though `target_size` packs several times."""
+        if self.options.select != "spectral" or self._spectra:
+            return
+        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and not _kept_whole(pair)]
+        found = ordered_map(lambda pair: spectrum_of(self._vector(pair)), pairs, self.threads)
+        for pair, spectrum in zip(pairs, found, strict=True):
+            if spectrum is not None:
+                self._spectra[pair.name] = spectrum
 
     def _compared(self, pair: Pair) -> bool:
-        """Whether its keys may be compared with other tensors': not magnitudes with scores."""
-        return self.scores is None or self.scores.of(pair.name) is not None
+        """Whether one threshold selects from it and from other tensors: by spectrum what has one; globally all but magnitudes
+        where there are scores."""
+        if self.options.select == "spectral":
+            return pair.name in self._spectra
+        return self.options.select == "global" and (self.scores is None or self.scores.of(pair.name) is not None)
 
-    def _global_threshold(self, amount: Amount, skipped: set[str]) -> float:
-        """The key that exactly the quota of all switches' elements reach, in streamed passes; where there are scores, of
-        those that have some.
+    def _threshold(self, amount: Amount) -> Common | None:
+        """Of all tensors that are compared; None where each has its own."""
+        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and self._compared(pair)]
+        if not pairs:
+            return None
+        vectors = [self._vector(pair) for pair in pairs]
+        return common_threshold(vectors, amount, threads=self.threads, tolerant=self.options.dense_nonfinite)
 
-        Names of tensors that are not finite go to `skipped` where they are to be stored dense.
-        """
-        pairs = [
-            pair
-            for pair in self.pairing.pairs
-            if pair.kind is lay.Kind.TERNARY and pair.base is not None and self._compared(pair)
-        ]
-        chosen = RadixSelect(wide=any(pair.base is not None and pair.base.dtype is F64 for pair in pairs))
-        quota = 0
-
-        def histogram(pair: Pair) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-            counts = np.zeros_like(chosen.counts)
-            try:
-                for _, keys in self._vector(pair).blocks():
-                    counts += chosen.histogram(keys)
-            except NonFiniteError:
-                if not self.options.dense_nonfinite:
-                    raise
-                return None
-            return counts
-
-        for number in range(chosen.passes):
-            for pair, counts in zip(pairs, ordered_map(histogram, pairs, self.threads), strict=True):
-                if counts is None:
-                    skipped.add(pair.name)
-                else:
-                    chosen.counts += counts
-            if number == 0:
-                stay = (pair.base for pair in pairs if pair.name not in skipped)
-                elements = sum(spec.elements for spec in stay if spec is not None)
-                quota = amount.quota(elements, int(chosen.counts.sum()))
-                if quota == 0:
-                    return math.inf
-            chosen.advance(quota)
-        return chosen.threshold
-
-    def _encode(
-        self, pair: Pair, rule: Rule, threshold: float | None, skipped: set[str]
-    ) -> tuple[EncodedEntry | None, Digests | None]:
+    def _encode(self, pair: Pair, rule: Rule, common: Common | None) -> tuple[EncodedEntry | None, Digests | None]:
         """The entry of one pair, None where nothing changes, and the digests of its base tensor."""
-        if pair.kind is lay.Kind.TERNARY and pair.name not in skipped:
+        if pair.kind is lay.Kind.TERNARY and (common is None or pair.name not in common.not_finite):
             try:
-                return self._encode_switch(pair, rule, threshold)
+                return self._encode_switch(pair, rule, common)
             except NonFiniteError:
                 if not self.options.dense_nonfinite:
                     raise
@@ -367,24 +350,21 @@ class _Job:
         return None if pair.base is None else base_digests(self.base, pair.base, pair.base_stored)
 
     def _encode_switch(
-        self, pair: Pair, rule: Rule, threshold: float | None
+        self, pair: Pair, rule: Rule, common: Common | None
     ) -> tuple[EncodedEntry | None, Digests | None]:
         if pair.base is None or pair.tuned is None:
             raise CheckpointError(f"tensor {pair.name!r}: expected it on both sides; this is a bug, please report it")
         options = self.options
         vector = self._vector(pair)
-        if options.select == "spectral":
-            if len(pair.base.shape) < 2 and pair.base.elements <= WHOLE:
-                rule = Rule(Amount(1.0, None))
-            else:
-                spectral_keys(vector)
+        if options.select == "spectral" and _kept_whole(pair):
+            rule = Rule(Amount(1.0, None))
         shaped = len(pair.base.shape) > 1 and options.knob_per != "tensor"
         wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
-        if threshold is None or not self._compared(pair):
+        if common is None or not self._compared(pair):
             found = select_tensor(vector, rule, **wanted)
         else:
-            found = vector.scan(threshold, **wanted, counts=False)
-            found.survivors.keep(threshold, threshold)
+            found = vector.scan(common.threshold, **wanted, counts=False)
+            found.survivors.keep(common.threshold, common.threshold)
         same = pair.base.dtype is pair.tuned.dtype
         if same and found.squares == 0 and not found.survivors.count():
             return None, found.digests
@@ -401,7 +381,7 @@ class _Job:
             mapped=options.profile == "mapped",
         )
         if same and entry.active == 0:
-            return None, found.digests  # global selection kept nothing of it
+            return None, found.digests  # the common threshold left nothing of it
         return entry, found.digests
 
     def _fit(self, found: Statistics, pair: Pair) -> knob.FittedKnob:
@@ -418,6 +398,12 @@ class _Job:
                 tensor=pair.name,
             )
         return fitted
+
+
+def _kept_whole(pair: Pair) -> bool:
+    """Whether selection by spectrum leaves nothing out of it."""
+    spec = pair.base
+    return spec is not None and len(spec.shape) < 2 and spec.elements <= WHOLE
 
 
 def _bits_of(density: float) -> float:

@@ -71,6 +71,7 @@ class TaskVector:
         self._base = base
         self._tuned = tuned
         self._keys_of: Keys | None = None if score is None else _ScoreKeys(self, *score)
+        self._finite = False
         self._rounded = self.base_dtype if rounded and self.base_dtype is self.tuned_dtype else None
 
     @property
@@ -79,8 +80,10 @@ class TaskVector:
         return 0 < self.columns < BLOCK
 
     def select_by(self, keys: Keys) -> None:
-        """Give the elements other keys. They are asked for by blocks of whole rows, where rows are whole."""
+        """Give the elements other keys, if all are known to be finite. They are asked for by blocks of whole rows, where rows
+        are whole."""
         self._keys_of = keys
+        self._finite = True
 
     def row_blocks(self) -> Iterator[tuple[int, Floats]]:
         """(first row, tau [rows, C]) of all blocks, where they are whole rows; each is overwritten by the next. Not checked for
@@ -120,7 +123,9 @@ class TaskVector:
         return tau
 
     def _keys(self, start: int, tau: Floats, blocks: Blocks) -> Floats:
-        """Magnitudes, after a check that they are finite, or external scores in their place. Raises NonFiniteError."""
+        """Magnitudes, after a check that they are finite, or other keys in their place. Raises NonFiniteError."""
+        if self._finite and self._keys_of is not None:
+            return self._keys_of(start, tau)
         magnitudes = blocks.magnitudes(tau)
         self._check_finite(magnitudes, start)
         return magnitudes if self._keys_of is None else self._keys_of(start, tau)
@@ -144,6 +149,14 @@ class TaskVector:
             start = row * self.columns + column
             tau = self._read(start, rows * columns, blocks)
             yield tau, self._keys(start, tau, blocks)
+
+    def keys_from(self, floor: float) -> Iterator[Floats]:
+        """Keys that reach a floor and are not zero, of all blocks. Raises NonFiniteError."""
+        blocks = self._blocks()
+        for row, column, rows, columns in self._spans():
+            start = row * self.columns + column
+            keys = self._keys(start, self._read(start, rows * columns, blocks), blocks)
+            yield blocks.reaching(keys, keys, floor, squared=False)[1]
 
     def sample(self, count: int) -> NDArray[np.float64]:
         """Signed keys (key times sign of tau) of about `count` elements in runs spread evenly over the tensor."""
