@@ -41,6 +41,15 @@ def accuracy_on(seed: int, split: Split) -> Evaluate:
     return evaluate
 
 
+@torch.no_grad()
+def log_probabilities(task: str, seed: int, split: Split, weights: Mapping[str, Tensor]) -> Tensor:
+    """What a model with these weights says of a part's samples: [n, classes]."""
+    model = _model()
+    model.load_state_dict(weights)
+    model.eval()
+    return functional.log_softmax(model(samples(task, seed, split).inputs), dim=1)
+
+
 def training_batches(task: str, seed: int, count: int) -> list[Samples]:
     """The first `count` batches of a seeded order of the training part, as they are, not varied."""
     part = samples(task, seed, "train")

@@ -45,6 +45,8 @@ Progress = Callable[[int, int], None]
 
 _SIZE_TOLERANCE = 0.98  # a target size is met between this share of it and itself
 _SIZE_ROUNDS = 16
+_SPECTRUM_READS = 2
+_COMMON = ("spectral", "global")  # select by one threshold for all tensors, which takes a read
 
 # Elements from which on compiled loops pay for importing numba, about half a second: they save most of the time of `spectral`,
 # and little of the other ways' (decision 16). Where it is there already they always do.
@@ -170,6 +172,7 @@ class _Job:
         self.progress = progress
         self.loops = self._loops()
         self._spectra: dict[str, Spectrum] = {}
+        self._done = self._total = 0
 
     def _loops(self) -> ModuleType | None:
         """Compiled loops, if they are there and there is work for them."""
@@ -236,8 +239,8 @@ class _Job:
         rule = Rule(amount, self.options.select == "tensor-signed", self.options.paper)
         digests: dict[str, Digests] = {}
         kinds = dict.fromkeys(lay.Kind, 0)
-        active = switched = unchanged = done = 0
-        total = sum(spec.nbytes for reader in (self.base, self.tuned) for spec in reader.specs.values())
+        active = switched = unchanged = 0
+        self._begin_counting()
         with ContainerWriter(path, header) as writer:
             writer.begin_task(
                 task,
@@ -264,9 +267,7 @@ class _Job:
                     if entry.kind is lay.Kind.TERNARY:
                         active += entry.active
                         switched += entry.spec.elements
-                done += sum(spec.nbytes for spec in (pair.base, pair.tuned) if spec is not None)
-                if self.progress:
-                    self.progress(min(done, total), total)
+                self._count(pair)
             specs = self.pairing.base
             size = writer.finish(TensorList.build(specs, [digests[spec.name] for spec in specs]))
             if not accept(size):
@@ -284,6 +285,20 @@ class _Job:
             kinds[lay.Kind.REMOVED],
             unchanged,
         )
+
+    def _begin_counting(self) -> None:
+        """What `progress` is told: bytes of all pairs, as often as they are read."""
+        reads = 1 + (self.options.select in _COMMON)
+        if self.options.select == "spectral" and not self._spectra:
+            reads += _SPECTRUM_READS
+        self._done = 0
+        self._total = reads * sum(map(_bytes_of, self.pairing.pairs))
+
+    def _count(self, pair: Pair, times: int = 1) -> None:
+        """A pair was read."""
+        self._done += times * _bytes_of(pair)
+        if self.progress:
+            self.progress(self._done, self._total)
 
     def _most_bytes(self, pair: Pair, rule: Rule) -> int:
         """About the most that the encoded entry of a pair takes."""
@@ -305,11 +320,15 @@ class _Job:
         """Of all matrices; once, though `target_size` packs several times."""
         if self.options.select != "spectral" or self._spectra:
             return
-        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and not _kept_whole(pair)]
-        found = ordered_map(lambda pair: spectrum_of(self._vector(pair)), pairs, self.threads)
-        for pair, spectrum in zip(pairs, found, strict=True):
-            if spectrum is not None:
-                self._spectra[pair.name] = spectrum
+        for pair, found in zip(
+            self.pairing.pairs, ordered_map(self._spectrum, self.pairing.pairs, self.threads), strict=True
+        ):
+            if found is not None:
+                self._spectra[pair.name] = found
+            self._count(pair, _SPECTRUM_READS)
+
+    def _spectrum(self, pair: Pair) -> Spectrum | None:
+        return spectrum_of(self._vector(pair)) if pair.kind is lay.Kind.TERNARY else None
 
     def _compared(self, pair: Pair) -> bool:
         """Whether one threshold selects from it and from other tensors: by spectrum what has one; globally all but magnitudes
@@ -320,11 +339,14 @@ class _Job:
 
     def _threshold(self, amount: Amount) -> Common | None:
         """Of all tensors that are compared; None where each has its own."""
-        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and self._compared(pair)]
-        if not pairs:
+        if self.options.select not in _COMMON:
             return None
+        pairs = [pair for pair in self.pairing.pairs if pair.kind is lay.Kind.TERNARY and self._compared(pair)]
         vectors = [self._vector(pair) for pair in pairs]
-        return common_threshold(vectors, amount, threads=self.threads, tolerant=self.options.dense_nonfinite)
+        found = common_threshold(vectors, amount, threads=self.threads, tolerant=self.options.dense_nonfinite)
+        for pair in self.pairing.pairs:
+            self._count(pair)
+        return found
 
     def _encode(self, pair: Pair, rule: Rule, common: Common | None) -> tuple[EncodedEntry | None, Digests | None]:
         """The entry of one pair, None where nothing changes, and the digests of its base tensor."""
@@ -398,6 +420,10 @@ class _Job:
                 tensor=pair.name,
             )
         return fitted
+
+
+def _bytes_of(pair: Pair) -> int:
+    return sum(spec.nbytes for spec in (pair.base, pair.tuned) if spec is not None)
 
 
 def _kept_whole(pair: Pair) -> bool:
