@@ -22,13 +22,14 @@ import click
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.common import Result, console, finish
 from benchmarks.paper.__main__ import folder_option, keep_option, prepared, processes_option
 from benchmarks.paper.data import TASKS
 from benchmarks.paper.evaluation import accuracy_on, log_probabilities
 from benchmarks.paper.running import SEEDS, run_jobs
-from tswitch_format.switch.spectral import RANK
+from tswitch_format.switch.spectral import BUCKETS, RANK, sketch_signs
 from tswitch_tools.sweep.low_rank import factors
 
 INDEX_BYTES = 110
@@ -82,6 +83,16 @@ def spectral(rows: float = 0.5, columns: float = 0.5, rank: int = RANK) -> Keys:
         return scaled(tau, part, rows, columns)
 
     return keys
+
+
+def sketched(tau: Tensor) -> Tensor:
+    """Keys of the directions that `pack` finds, from its count sketch."""
+    wide = tau.double()
+    signed = wide * torch.from_numpy(sketch_signs(tau.shape[1]))
+    buckets = functional.pad(signed, (0, -tau.shape[1] % BUCKETS)).reshape(len(tau), -1, BUCKETS).sum(1)
+    basis = torch.linalg.svd(buckets, full_matrices=False)[0][:, :RANK]
+    part = torch.maximum(tau * (basis @ (basis.T @ wide)).to(tau.dtype), tau.square() / 16)
+    return scaled(tau, part, 0.5, 0.5)
 
 
 def together(keys: Keys) -> Select:
@@ -180,6 +191,7 @@ def ideas() -> Mapping[str, Rule]:
     default = together(spectral())
     return {
         f"the default: by spectrum, rank {RANK}": (default, fitted),
+        "the same, directions from a count sketch": (together(sketched), fitted),
         "magnitudes, a threshold for all tensors": (together(magnitudes()), fitted),
         "magnitudes, a threshold for each": (apart(magnitudes()), fitted),
         "magnitudes / row^1/4, column^1/4": (together(magnitudes(0.25, 0.25)), fitted),

@@ -199,9 +199,9 @@ def test_scores_of_others_exclude_it(tmp_path: Path) -> None:
 
 
 def test_signs_of_the_sketch_are_for_ever() -> None:
-    found = spectral._signs(16)
+    found = spectral.sketch_signs(16)
     assert found.shape == (16,)
-    assert np.array_equal(found, spectral._signs(99)[:16])
+    assert np.array_equal(found, spectral.sketch_signs(99)[:16])
     assert "".join("-" if x < 0 else "+" for x in found) == "+--+++-+-+-+--+-"
 
 

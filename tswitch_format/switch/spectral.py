@@ -52,7 +52,7 @@ def spectrum_of(vector: TaskVector) -> Spectrum | None:
     rows, columns = vector.rows, vector.columns
     row_squares, column_squares = np.zeros(rows), np.zeros(columns)
     projected = min(rows, columns) > RANK
-    signs = _signs(columns) if projected else None
+    signs = sketch_signs(columns) if projected else None
     sketch = np.zeros((rows if projected else 0, BUCKETS))
     with np.errstate(over="ignore", invalid="ignore"):
         for row, block in vector.row_blocks():
@@ -177,7 +177,7 @@ class _CompiledWork(_Work):
         return keys
 
 
-def _signs(columns: int) -> NDArray[np.float64]:
+def sketch_signs(columns: int) -> NDArray[np.float64]:
     """[C] of 1 and -1: bits of a generator whose stream NumPy promises to keep."""
     words = np.random.PCG64(_SEED).random_raw(-(-columns // 64))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:columns]
