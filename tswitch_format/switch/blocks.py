@@ -62,9 +62,13 @@ class Blocks:
         with np.errstate(over="ignore", invalid="ignore"):  # found and reported by the caller
             return np.subtract(tau, before, out=tau)
 
+    def room(self, count: int) -> Floats:
+        """Room for keys, of the type of tau. Overwritten by the next difference and by magnitudes."""
+        return self._other[:count]
+
     def magnitudes(self, tau: Floats) -> Floats:
         """|tau|, overwritten by the next."""
-        return np.abs(tau, out=self._other[: tau.size])
+        return np.abs(tau, out=self.room(tau.size))
 
     def square_sums(self, tau: Floats, shape: tuple[int, int], *, columns: bool) -> SquareSums:
         """In the arithmetic of tau, but down long columns; infinite or NaN where the squares are."""

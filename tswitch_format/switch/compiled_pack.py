@@ -2,7 +2,7 @@
 the GIL. Import it only where numba is installed (the extra `fast`).
 
 The bits are those of NumPy where they decide what a file holds: sums of squares are added in the order in which NumPy adds
-them, pairwise along a row and one by one down a column. What `spectral.py` multiplies is in f64 and rounded
+them, pairwise along a row and one by one down a column. Products with whole matrices are in f64 and rounded
 to f32, as there. spec/decisions/0016 has the figures.
 """
 
@@ -22,7 +22,8 @@ _FLAGS = 4096  # elements that are compared at once: their flags stay in the fir
 _PAIRWISE = 128  # elements up to which NumPy sums with eight accumulators
 _LANES = 16  # directions: spectral.RANK
 _BUCKETS = 64  # spectral.BUCKETS
-_TILE = 512  # columns of a tile: what is read of some rows stays in the first-level cache
+_TILE = 256  # columns of a tile: what is read of some rows stays in the first-level cache
+_TURN_TILE = 128  # the same, of f64
 _TINY = np.float32(np.finfo(np.float32).tiny)
 
 
@@ -54,7 +55,7 @@ def sketch(block: NDArray[np.float32], signs: NDArray[np.float64], out: NDArray[
 
 def turn(block: NDArray[np.float32], basis: NDArray[np.float64], out: NDArray[np.float64]) -> None:
     """out [16, C] += basis [rows, 16].T @ block [rows, C], in f64."""
-    _turn(block, basis, out, np.empty((4, _TILE)))
+    _turn(block, basis, out, np.empty(4 * _TURN_TILE), np.empty(_LANES * _TURN_TILE))
 
 
 def add_squares(block: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> None:
@@ -64,21 +65,20 @@ def add_squares(block: NDArray[np.float32], rows: NDArray[np.float64], columns: 
 
 def keys(
     block: NDArray[np.float32],
-    left: NDArray[np.float64] | None,
+    left: NDArray[np.float32] | None,
     right: NDArray[np.float32] | None,
-    rows: NDArray[np.float64],
-    columns: NDArray[np.float64],
-    own: float,
-) -> NDArray[np.float32]:
-    """Keys of block [R, C], as `spectral.py` has them. Its projection is left [R, 16] @ right [16, C], or, with None, the block
-    itself; rows [R] and columns [C] are what is multiplied by."""
-    out = np.empty(block.shape, np.float32)
-    low = np.empty((2, _TILE))
+    rows: NDArray[np.float32],
+    columns: NDArray[np.float32],
+    own: np.float32,
+    out: NDArray[np.float32],
+) -> None:
+    """out = keys of block [R, C], as `spectral.py` has them. Its projection is left [R, 16] @ right [16, C], or, with None, the
+    block itself; rows [R] and columns [C] are what is multiplied by."""
+    low = np.empty(2 * _TILE, np.float32)
     if left is None or right is None:
         _whole_keys(block, rows, columns, own, out, low)
     else:
-        _projected_keys(block, left, right, rows, columns, own, out, low)
-    return out
+        _projected_keys(block, left, right, rows, columns, own, out, low, np.empty(_LANES * _TILE, np.float32))
 
 
 @njit(nogil=True, cache=True)
@@ -185,30 +185,35 @@ def _sketch(block: Any, signs: Any, out: Any) -> None:
             sums[c - whole] += signs[c] * np.float64(x[c])
 
 
-@njit(nogil=True, cache=True)
-def _turn(block: Any, basis: Any, out: Any, wide: Any) -> None:
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _turn(block: Any, basis: Any, out: Any, wide: Any, sums: Any) -> None:
+    """Four rows and two lanes at once. Lanes lie in one array at distances that the compiler knows: it need not look whether
+    they overlap, and makes vectors of them."""
     rows, width = block.shape
     whole = rows - rows % 4
-    w0, w1, w2, w3 = wide[0], wide[1], wide[2], wide[3]
-    for begin in range(0, width, _TILE):
-        size = min(_TILE, width - begin)
+    for begin in range(0, width, _TURN_TILE):
+        size = min(_TURN_TILE, width - begin)
+        for lane in range(_LANES):
+            sums[lane * _TURN_TILE : lane * _TURN_TILE + size] = out[lane, begin : begin + size]
         for row in range(0, whole, 4):
-            x0, x1 = block[row, begin : begin + size], block[row + 1, begin : begin + size]
-            x2, x3 = block[row + 2, begin : begin + size], block[row + 3, begin : begin + size]
-            for i in range(size):
-                w0[i], w1[i], w2[i], w3[i] = x0[i], x1[i], x2[i], x3[i]
-            for lane in range(_LANES):
-                sums = out[lane, begin : begin + size]
-                b0, b1, b2, b3 = basis[row, lane], basis[row + 1, lane], basis[row + 2, lane], basis[row + 3, lane]
+            for k in range(4):
+                wide[k * _TURN_TILE : k * _TURN_TILE + size] = block[row + k, begin : begin + size]
+            for lane in range(0, _LANES, 2):
+                a0, a1, a2, a3 = basis[row, lane], basis[row + 1, lane], basis[row + 2, lane], basis[row + 3, lane]
+                b0, b1 = basis[row, lane + 1], basis[row + 1, lane + 1]
+                b2, b3 = basis[row + 2, lane + 1], basis[row + 3, lane + 1]
+                two = sums[lane * _TURN_TILE : (lane + 2) * _TURN_TILE]
                 for i in range(size):
-                    sums[i] += (b0 * w0[i] + b1 * w1[i]) + (b2 * w2[i] + b3 * w3[i])
+                    w0, w1 = wide[i], wide[_TURN_TILE + i]
+                    w2, w3 = wide[2 * _TURN_TILE + i], wide[3 * _TURN_TILE + i]
+                    two[i] += (a0 * w0 + a1 * w1) + (a2 * w2 + a3 * w3)
+                    two[_TURN_TILE + i] += (b0 * w0 + b1 * w1) + (b2 * w2 + b3 * w3)
         for row in range(whole, rows):
-            x0 = block[row, begin : begin + size]
             for lane in range(_LANES):
-                sums = out[lane, begin : begin + size]
-                b0 = basis[row, lane]
                 for i in range(size):
-                    sums[i] += b0 * x0[i]
+                    sums[lane * _TURN_TILE + i] += basis[row, lane] * block[row, begin + i]
+        for lane in range(_LANES):
+            out[lane, begin : begin + size] = sums[lane * _TURN_TILE : lane * _TURN_TILE + size]
 
 
 @njit(nogil=True, cache=True)
@@ -234,50 +239,60 @@ def _spectral_squares(block: Any, rows: Any, columns: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _projected_keys(block: Any, left: Any, right: Any, rows: Any, columns: Any, own: float, out: Any, low: Any) -> None:
-    """Two rows at once, which share what is read of `right`."""
+def _projected_keys(
+    block: Any, left: Any, right: Any, rows: Any, columns: Any, own: Any, out: Any, low: Any, wide: Any
+) -> None:
+    """Two rows at once, which share what is read of `right`; arrays as in `_turn`."""
     height, width = block.shape
-    low0, low1 = low[0], low[1]
     for begin in range(0, width, _TILE):
         size = min(_TILE, width - begin)
         scales = columns[begin : begin + size]
+        for lane in range(_LANES):
+            for i in range(size):
+                wide[lane * _TILE + i] = right[lane, begin + i]
         for row in range(0, height, 2):
             other = min(row + 1, height - 1)
-            for i in range(size):
-                low0[i] = 0.0
-                low1[i] = 0.0
+            for i in range(2 * _TILE):
+                low[i] = 0
             for lane in range(0, _LANES, 4):
                 a0, a1, a2, a3 = left[row, lane], left[row, lane + 1], left[row, lane + 2], left[row, lane + 3]
                 b0, b1, b2, b3 = left[other, lane], left[other, lane + 1], left[other, lane + 2], left[other, lane + 3]
-                d0, d1 = right[lane, begin : begin + size], right[lane + 1, begin : begin + size]
-                d2, d3 = right[lane + 2, begin : begin + size], right[lane + 3, begin : begin + size]
+                four = wide[lane * _TILE : (lane + 4) * _TILE]
                 for i in range(size):
-                    low0[i] += (a0 * d0[i] + a1 * d1[i]) + (a2 * d2[i] + a3 * d3[i])
-                    low1[i] += (b0 * d0[i] + b1 * d1[i]) + (b2 * d2[i] + b3 * d3[i])
-            _keys_of(block[row, begin : begin + size], low0, rows[row], scales, own, out[row, begin : begin + size])
+                    d0, d1, d2, d3 = four[i], four[_TILE + i], four[2 * _TILE + i], four[3 * _TILE + i]
+                    low[i] += (a0 * d0 + a1 * d1) + (a2 * d2 + a3 * d3)
+                    low[_TILE + i] += (b0 * d0 + b1 * d1) + (b2 * d2 + b3 * d3)
+            _keys_of(block[row, begin : begin + size], low, 0, rows[row], scales, own, out[row, begin : begin + size])
             if other > row:
                 _keys_of(
-                    block[other, begin : begin + size], low1, rows[other], scales, own, out[other, begin : begin + size]
+                    block[other, begin : begin + size],
+                    low,
+                    _TILE,
+                    rows[other],
+                    scales,
+                    own,
+                    out[other, begin : begin + size],
                 )
 
 
 @njit(nogil=True, cache=True)
-def _whole_keys(block: Any, rows: Any, columns: Any, own: float, out: Any, low: Any) -> None:
+def _whole_keys(block: Any, rows: Any, columns: Any, own: Any, out: Any, low: Any) -> None:
     """Where the projection is the block."""
     for begin in range(0, block.shape[1], _TILE):
         size = min(_TILE, block.shape[1] - begin)
         for row in range(block.shape[0]):
             x = block[row, begin : begin + size]
             for i in range(size):
-                low[0, i] = x[i]
-            _keys_of(x, low[0], rows[row], columns[begin : begin + size], own, out[row, begin : begin + size])
+                low[i] = x[i]
+            _keys_of(x, low, 0, rows[row], columns[begin : begin + size], own, out[row, begin : begin + size])
 
 
 @njit(nogil=True, cache=True)
-def _keys_of(x: Any, low: Any, row: float, columns: Any, own: float, out: Any) -> None:
+def _keys_of(x: Any, low: Any, at: int, row: Any, columns: Any, own: Any, out: Any) -> None:
+    """Of some elements of a row, whose projection is in `low` from `at` on."""
     for i in range(x.size):
-        wide = np.float64(x[i])
-        main, least = low[i] * wide, wide * wide * own
-        key = np.float32((main if main > least else least) * row * columns[i])
+        scaled = x[i] * row
+        main, least = low[at + i] * columns[i] * scaled, x[i] * own * columns[i] * scaled
+        key = main if main > least else least
         key = key if key > _TINY else _TINY
-        out[i] = key if wide != 0.0 else np.float32(0)
+        out[i] = key if x[i] != 0 else np.float32(0)

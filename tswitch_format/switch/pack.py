@@ -312,8 +312,9 @@ class _Job:
     def _vector(self, pair: Pair) -> TaskVector:
         scores = self.scores.of(pair.name) if self.scores else None
         vector = TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper, loops=self.loops)
-        if pair.name in self._spectra:
-            vector.select_by(self._spectra[pair.name].keys)
+        spectrum = self._spectra.get(pair.name)
+        if spectrum is not None:
+            vector.select_by(spectrum.keys, spectrum.row_squares, spectrum.column_squares)
         return vector
 
     def _find_spectra(self) -> None:

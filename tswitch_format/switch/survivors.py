@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import Floats
 from tswitch_format.container.tensors import Digests
+from tswitch_format.switch.blocks import SquareSums
 
 
 @dataclass(slots=True)
@@ -80,3 +81,11 @@ class Statistics:
     column_squares: NDArray[np.float64] | None = None
     digests: Digests = field(default_factory=lambda: Digests(None, None))
     survivors: Survivors = field(default_factory=Survivors)
+
+    def add(self, sums: SquareSums, row: int, column: int) -> None:
+        """Sums of squares of a block from this row and column on."""
+        self.squares += sums.total
+        if self.row_squares is not None:
+            self.row_squares[row : row + sums.rows.size] += sums.rows
+        if self.column_squares is not None:
+            self.column_squares[column : column + sums.columns.size] += sums.columns

@@ -27,10 +27,9 @@ from tswitch_format.switch.blocks import Blocks, SquareSums, blocks_for, sums_of
 from tswitch_format.switch.pairing import Pair
 from tswitch_format.switch.survivors import Statistics
 
-BLOCK = 1 << 20  # elements
-Keys = Callable[
-    [int, Floats], Floats
-]  # of the elements from a flat one on, from their tau: from 0 up, and 0 where tau is
+BLOCK = 1 << 19  # elements
+# Of the elements from a flat one on, from their tau and room of its size and type for them: from 0 up, and 0 where tau is.
+Keys = Callable[[int, Floats, Floats], Floats]
 _RUN = 2048  # elements: of a sample, read at once
 _RUNS = 16  # of a sample, at least where there are so many
 # A block whose squares sum to a number outside this range is looked at closely: NaN, infinity, or squares that lost digits.
@@ -71,7 +70,7 @@ class TaskVector:
         self._base = base
         self._tuned = tuned
         self._keys_of: Keys | None = None if score is None else _ScoreKeys(self, *score)
-        self._finite = False
+        self._known: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._rounded = self.base_dtype if rounded and self.base_dtype is self.tuned_dtype else None
 
     @property
@@ -79,11 +78,11 @@ class TaskVector:
         """Whether blocks are whole rows: they are not where a row is longer than a block."""
         return 0 < self.columns < BLOCK
 
-    def select_by(self, keys: Keys) -> None:
-        """Give the elements other keys, if all are known to be finite. They are asked for by blocks of whole rows, where rows
-        are whole."""
+    def select_by(self, keys: Keys, row_squares: NDArray[np.float64], column_squares: NDArray[np.float64]) -> None:
+        """Give the elements other keys, which are asked for by blocks of whole rows, where rows are whole; and sums of squares,
+        finite ones, so that nothing is computed again."""
         self._keys_of = keys
-        self._finite = True
+        self._known = row_squares, column_squares
 
     def row_blocks(self) -> Iterator[tuple[int, Floats]]:
         """(first row, tau [rows, C]) of all blocks, where they are whole rows; each is overwritten by the next. Not checked for
@@ -124,11 +123,11 @@ class TaskVector:
 
     def _keys(self, start: int, tau: Floats, blocks: Blocks) -> Floats:
         """Magnitudes, after a check that they are finite, or other keys in their place. Raises NonFiniteError."""
-        if self._finite and self._keys_of is not None:
-            return self._keys_of(start, tau)
+        if self._known is not None and self._keys_of is not None:
+            return self._keys_of(start, tau, blocks.room(tau.size))
         magnitudes = blocks.magnitudes(tau)
         self._check_finite(magnitudes, start)
-        return magnitudes if self._keys_of is None else self._keys_of(start, tau)
+        return magnitudes if self._keys_of is None else self._keys_of(start, tau, blocks.room(tau.size))
 
     def _check_finite(self, magnitudes: Floats, start: int) -> float:
         """The largest magnitude of a block from flat element `start` on. Raises NonFiniteError for NaN and infinity."""
@@ -183,18 +182,18 @@ class TaskVector:
             found.row_squares = np.zeros(self.rows)
         if columns:
             found.column_squares = np.zeros(self.columns)
+        if self._known is not None:
+            self._add_known(found)
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
             tau = self._read(start, block_rows * block_columns, blocks, digest)
-            sums, lossy = self._square_sums(blocks, tau, start, (block_rows, block_columns), columns=columns)
-            if sums is None:
-                continue
-            found.squares += sums.total
-            if found.row_squares is not None:
-                found.row_squares[row : row + block_rows] += sums.rows
-            if found.column_squares is not None:
-                found.column_squares[column : column + block_columns] += sums.columns
-            keys = None if self._keys_of is None else self._keys_of(start, tau)
+            lossy = True
+            if self._known is None:
+                sums, lossy = self._square_sums(blocks, tau, start, (block_rows, block_columns), columns=columns)
+                if sums is None:
+                    continue
+                found.add(sums, row, column)
+            keys = None if self._keys_of is None else self._keys_of(start, tau, blocks.room(tau.size))
             if counts:
                 self._count(found, tau, keys)
             places, some = blocks.reaching(tau, keys, floor, squared=not lossy)
@@ -204,6 +203,12 @@ class TaskVector:
         sampled = sampled_digest(nbytes, lambda at, out: self._base.read_into(self._pair.base_stored, at, out))
         found.digests = Digests(digest.digest(), sampled)
         return found
+
+    def _add_known(self, found: Statistics) -> None:
+        """The sums that `select_by` was given."""
+        if self._known is not None:
+            by_row, by_column = self._known
+            found.add(SquareSums(by_row, by_column, float(by_row.sum())), 0, 0)
 
     def _square_sums(
         self, blocks: Blocks, tau: Floats, start: int, shape: tuple[int, int], *, columns: bool
@@ -236,15 +241,14 @@ class _ScoreKeys:
 
     def __init__(self, vector: TaskVector, score: CheckpointReader, stored: str) -> None:
         self._name = vector.name
-        self._type = vector.type
         self._score = score
         self._stored = stored
 
-    def __call__(self, start: int, tau: Floats) -> Floats:
+    def __call__(self, start: int, tau: Floats, room: Floats) -> Floats:
         dtype = self._score.specs[self._stored].dtype
         raw = np.empty(dtype.nbytes(tau.size), np.uint8)
         self._score.read_into(self._stored, dtype.nbytes(start), raw)
-        scores: Floats = np.empty(tau.size, self._type)
+        scores = room
         to_float(raw.view(dtype.storage), dtype, scores)
         if not (scores >= 0).all() or np.isinf(scores).any():
             raise CheckpointError(
