@@ -68,16 +68,16 @@ def _bracketed(vectors: Sequence[TaskVector], amount: Amount, threads: int, tole
         return above, between
 
     above, elements = 0, 0
-    between: list[NDArray[np.float64]] = [np.empty(0)]
+    between: list[Floats] = [np.empty(0, np.float32)]
     skipped = set()
     for vector, counted in zip(vectors, ordered_map(count, vectors, threads), strict=True):
         if counted is None:
             skipped.add(vector.name)
             continue
         above += counted[0]
-        between += [keys.astype(np.float64) for keys in counted[1]]
+        between += counted[1]
         elements += vector.elements
-    keys = np.concatenate(between)
+    keys: Floats = np.concatenate(between)
     seen = above + keys.size
     # What is seen is all that is not zero, where the lower key is 0; if not, and it is less than the quota, that is of no use.
     quota = amount.quota(elements, seen if low == 0 else elements)
