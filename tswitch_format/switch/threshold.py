@@ -77,7 +77,7 @@ def _bracketed(vectors: Sequence[TaskVector], amount: Amount, threads: int, tole
         above += counted[0]
         between += counted[1]
         elements += vector.elements
-    keys: Floats = np.concatenate(between)
+    keys: Floats = np.concatenate(between)  # type: ignore[assignment]  # the widest of float types
     seen = above + keys.size
     # What is seen is all that is not zero, where the lower key is 0; if not, and it is less than the quota, that is of no use.
     quota = amount.quota(elements, seen if low == 0 else elements)
