@@ -6,15 +6,15 @@ among them. Accuracy moves by half a point from seed to seed, so rules are told 
 says from what the expert says, which moves less.
 
     Keys        what an element is worth: magnitudes or parts in a tensor's directions, scaled by rows and columns
-    together    one threshold for all tensors; apart: one for each; by_rms: by the tensor's root mean square
+    together    one threshold for all tensors; apart: one for each
     fitted      the projection with row and column factors in 16 levels
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -42,7 +42,7 @@ Keys = Callable[[Tensor], Tensor]
 Masks = Mapping[str, Tensor]
 Switch = tuple[Tensor, float]  # what is added to a matrix, and the bits that it takes
 Fit = Callable[[Tensor, Tensor], Switch]  # of a matrix and its mask
-Select = Callable[[Mapping[str, Tensor], float], Masks]  # of matrices and a density
+Select = Callable[[Mapping[str, Tensor]], Callable[[float], Masks]]  # of matrices, and then of a density
 Rule = tuple[Select, Fit]
 
 
@@ -77,12 +77,14 @@ def magnitudes(rows: float = 0.0, columns: float = 0.0) -> Keys:
 def spectral(rows: float = 0.5, columns: float = 0.5, rank: int = RANK) -> Keys:
     """Keys as `pack --select spectral` has them, but of exact directions, not of a sketch's."""
 
-    def keys(tau: Tensor) -> Tensor:
-        left, right = factors(tau, rank)
-        part = torch.maximum(tau * (left @ right).to(tau.dtype), tau.square() / 16)
-        return scaled(tau, part, rows, columns)
+    return lambda tau: scaled(tau, torch.maximum(tau * strongest(tau, rank), tau.square() / 16), rows, columns)
 
-    return keys
+
+@lru_cache(maxsize=128)  # tensors are told apart as objects; those of an expert serve many rules
+def strongest(tau: Tensor, rank: int) -> Tensor:
+    """The part in the strongest directions."""
+    left, right = factors(tau, rank)
+    return (left @ right).to(tau.dtype)
 
 
 def sketched(tau: Tensor) -> Tensor:
@@ -98,34 +100,34 @@ def sketched(tau: Tensor) -> Tensor:
 def together(keys: Keys) -> Select:
     """One threshold for all tensors."""
 
-    def select(taus: Mapping[str, Tensor], density: float) -> Masks:
+    def prepared(taus: Mapping[str, Tensor]) -> Callable[[float], Masks]:
         worth = {name: keys(tau) for name, tau in taus.items()}
-        flat = torch.cat([key.flatten() for key in worth.values()])
-        limit = flat.kthvalue(flat.numel() - math.ceil(density * flat.numel()) + 1).values
-        return {name: (key >= limit) & (key > 0) for name, key in worth.items()}
+        ordered = torch.cat([key.flatten() for key in worth.values()]).sort().values
 
-    return select
+        def select(density: float) -> Masks:
+            limit = ordered[len(ordered) - math.ceil(density * len(ordered))]
+            return {name: (key >= limit) & (key > 0) for name, key in worth.items()}
 
+        return select
 
-def apart(keys: Keys) -> Select:
-    """One threshold for each."""
-    return lambda taus, density: {
-        name: largest(keys(tau), math.ceil(density * tau.numel())) for name, tau in taus.items()
-    }
+    return prepared
 
 
-def by_rms(keys: Keys, power: float) -> Select:
+def apart(keys: Keys, power: float = 0.0) -> Select:
     """One threshold for each, at a density in proportion to a power of its root mean square."""
 
-    def select(taus: Mapping[str, Tensor], density: float) -> Masks:
+    def prepared(taus: Mapping[str, Tensor]) -> Callable[[float], Masks]:
+        worth = {name: keys(tau) for name, tau in taus.items()}
         share = {name: float(tau.square().mean().sqrt()) ** power for name, tau in taus.items()}
         unit = sum(tau.numel() for tau in taus.values()) / sum(share[name] * tau.numel() for name, tau in taus.items())
-        return {
-            name: largest(keys(tau), min(tau.numel(), round(density * unit * share[name] * tau.numel())))
-            for name, tau in taus.items()
-        }
 
-    return select
+        def select(density: float) -> Masks:
+            counts = {name: math.ceil(density * unit * share[name] * key.numel()) for name, key in worth.items()}
+            return {name: largest(key, min(key.numel(), counts[name])) for name, key in worth.items()}
+
+        return select
+
+    return prepared
 
 
 def fitted(tau: Tensor, mask: Tensor, cap: float = CAP, weights: Tensor | None = None) -> Switch:
@@ -201,8 +203,8 @@ def ideas() -> Mapping[str, Rule]:
         "by spectrum / row, column, times rms": (together(_with_rms(spectral(1, 1))), fitted),
         "by spectrum / row, column, a threshold for each": (apart(spectral(1, 1)), fitted),
         "by spectrum, a threshold for each": (apart(spectral()), fitted),
-        "by spectrum, densities by rms": (by_rms(spectral(), 1), fitted),
-        "by spectrum, densities by mean squares": (by_rms(spectral(), 2), fitted),
+        "by spectrum, densities by rms": (apart(spectral(), 1), fitted),
+        "by spectrum, densities by mean squares": (apart(spectral(), 2), fitted),
         "by spectrum, rank 8": (together(spectral(rank=8)), fitted),
         "by spectrum, rank 32": (together(spectral(rank=32)), fitted),
         "the default, factors up to 1.5": (default, partial(fitted, cap=1.5)),
@@ -217,36 +219,37 @@ def _with_rms(keys: Keys) -> Keys:
     return lambda tau: keys(tau) * tau.square().mean().sqrt()
 
 
-def made(
-    base: Mapping[str, Tensor], expert: Mapping[str, Tensor], rule: Rule, density: float
-) -> tuple[dict[str, Tensor], float]:
-    """Weights that are kept, vectors with a sign each, and % of fp32."""
+def of_size(
+    base: Mapping[str, Tensor], taus: Mapping[str, Tensor], rule: Rule, sizes: Sequence[float]
+) -> Iterator[tuple[dict[str, Tensor], float]]:
+    """Weights that are kept at about so much of fp32 each, vectors with a sign each; and how much that is."""
     select, fit = rule
-    taus = {name: expert[name] - before for name, before in base.items() if before.dim() > 1}
-    masks = select(taus, density)
+    masks = select({name: tau for name, tau in taus.items() if tau.dim() > 1})
+    for percent in sizes:
+        density = percent / 40
+        for _ in range(ROUNDS):
+            weights, size = made(base, taus, masks(density), fit)
+            if abs(size / percent - 1) < 0.01:
+                break
+            # The size grows with the density a little more slowly than in proportion.
+            density = min(density * (percent / size) ** 1.3, 0.5)
+        yield weights, size
+
+
+def made(
+    base: Mapping[str, Tensor], taus: Mapping[str, Tensor], masks: Masks, fit: Fit
+) -> tuple[dict[str, Tensor], float]:
+    """Weights that are kept, and % of fp32."""
     weights, bits = {}, 0.0
     for name, before in base.items():
-        if name in taus:
-            change, taken = fit(taus[name], masks[name])
+        tau = taus[name]
+        if name in masks:
+            change, taken = fit(tau, masks[name])
         else:
-            tau = expert[name] - before
             change, taken = tau.sign() * tau.square().sum() / tau.abs().sum(), tau.numel()
         weights[name] = before + change
         bits += taken + 8 * INDEX_BYTES
     return weights, 100 * bits / (32 * sum(before.numel() for before in base.values()))
-
-
-def of_size(
-    base: Mapping[str, Tensor], expert: Mapping[str, Tensor], rule: Rule, percent: float
-) -> tuple[dict[str, Tensor], float]:
-    """The same at about so much of fp32; the size grows with the density a little more slowly than in proportion."""
-    density = percent / 40
-    for _ in range(ROUNDS):
-        weights, size = made(base, expert, rule, density)
-        if abs(size / percent - 1) < 0.005:
-            break
-        density = min(density * (percent / size) ** 1.3, 0.5)
-    return weights, size
 
 
 def measured(folder: Path, seed: int) -> list[tuple[str, float, str, float, float, float]]:
@@ -258,11 +261,11 @@ def measured(folder: Path, seed: int) -> list[tuple[str, float, str, float, floa
         expert = load_file(folder / f"{task.name}.safetensors")
         full = evaluate(task.name, expert)
         says = log_probabilities(task.name, seed, "validation", expert)
+        taus = {name: expert[name] - before for name, before in base.items()}
         for name, rule in ideas().items():
-            for percent in SIZES:
-                weights, size = of_size(base, expert, rule, percent)
-                apart = says - log_probabilities(task.name, seed, "validation", weights)
-                divergence = (says.exp() * apart).sum(1).mean().item()
+            for percent, (weights, size) in zip(SIZES, of_size(base, taus, rule, SIZES), strict=True):
+                surprise = says - log_probabilities(task.name, seed, "validation", weights)
+                divergence = (says.exp() * surprise).sum(1).mean().item()
                 kept = 100 * evaluate(task.name, weights) / full
                 rows.append((name, percent, task.name, size, kept, divergence))
     return rows

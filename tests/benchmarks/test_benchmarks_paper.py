@@ -102,17 +102,17 @@ def test_pulse_drops_the_share_that_it_says(kind: str) -> None:
         assert magnitudes[stays].max() < magnitudes[~stays].min()
 
 
-@pytest.mark.parametrize("percent", ideas.SIZES)
 @pytest.mark.parametrize(("name", "rule"), ideas.ideas().items())
-def test_ideas_keep_the_projection_and_the_size(name: str, rule: ideas.Rule, percent: float) -> None:
+def test_ideas_keep_the_projection_and_the_size(name: str, rule: ideas.Rule) -> None:
     random = torch.Generator().manual_seed(2)
-    base = {"a": torch.zeros(300, 200), "b": torch.zeros(80, 120), "vector": torch.zeros(300)}
-    expert = {name: torch.randn(before.shape, generator=random) * (1 + before.dim()) for name, before in base.items()}
-    weights, size = ideas.of_size(base, expert, rule, 5 * percent)  # of small tensors
-    assert size == pytest.approx(5 * percent, rel=0.05) or "rank 2" in name
-    for tensor, made in weights.items():
-        share = float((made * expert[tensor]).sum() / expert[tensor].square().sum())
-        assert share == pytest.approx(1, abs=2e-2) or not made.any(), name
+    base = {"a": torch.zeros(100, 80), "b": torch.zeros(40, 60), "vector": torch.zeros(100)}
+    taus = {name: torch.randn(before.shape, generator=random) * (1 + before.dim()) for name, before in base.items()}
+    sizes = (3.0, 5.0)
+    for percent, (weights, size) in zip(sizes, ideas.of_size(base, taus, rule, sizes), strict=True):
+        assert size == pytest.approx(percent, rel=0.05) or "rank 2" in name
+        for tensor, made in weights.items():
+            share = float((made * taus[tensor]).sum() / taus[tensor].square().sum())
+            assert share == pytest.approx(1, abs=2e-2) or not made.any(), name
 
 
 def rows(method: str, percent: float, kept: Mapping[str, float]) -> list[Row]:
