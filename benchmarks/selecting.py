@@ -1,7 +1,7 @@
 """How long does `tsw pack` take by the way of selecting, beside loading both checkpoints and subtracting them?
 
-A tenth of the model of `speed`, bf16, page cache warm. `spectral` reads both sides twice more, and takes four thin matrix
-products in f64.
+A tenth of the model of `speed`, bf16, page cache warm. `spectral` reads both sides three times more, and takes three thin
+matrix products; `global` reads them once more.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ options.py      what `pack` can be told, checked
 pairing.py      base and expert by name: which tensors become switches, which are dense, which do not fit
 task_vector.py  expert - base in blocks, never whole
 scores.py       whose scores are whose, where a checkpoint of external scores selects
-select.py       which elements stay: thresholds, exact, in streamed passes; spectral.py: by the directions that they carry
+select.py       which elements stay: thresholds, exact, in streamed passes
+threshold.py    one threshold for all tensors
+spectral.py     what elements are worth by the directions that they carry
 knob.py         how they are scaled: knob, row and column factors
 encode.py       one tensor -> encoded entry
 pack.py         base + expert -> file

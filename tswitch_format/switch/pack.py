@@ -1,4 +1,5 @@
-"""base + expert -> file, in streamed passes over both: memory is the largest tensor's active elements a thread.
+"""base + expert -> file, in streamed passes over both: memory is the largest tensor's active elements a thread, and what one
+threshold for all tensors needs.
 
 Tensors are the unit of the threads' work. Their results are written in the file's order, so the bytes do not depend on
 the number of threads.
@@ -103,10 +104,10 @@ def pack(
     `base`, `finetuned`: paths, mappings of arrays, or nn.Modules.
     How much stays: `density` (share of all elements, default 0.015), `discard` (share of the non-zero differences that goes)
     or `target_size` (file size in % of fp32, met within 2 % from below; packs several times).
-    What stays: `select` "spectral" (default: what carries the directions in which a tensor changes most, and vectors whole;
-    spectral.py), "tensor", "tensor-signed" or "global" (the largest magnitudes). With the checkpoint `score` the highest
-    scores stay instead, what has the score 0 never does, and a tensor without scores is selected by magnitude, by itself also
-    where `select` is "global" (`tswitch_format.torch.importance` makes scores).
+    What stays: `select` "spectral" (default: what carries the directions in which a tensor changes most, by one threshold for
+    all matrices, and vectors whole; spectral.py), "tensor", "tensor-signed" or "global" (the largest magnitudes). With the
+    checkpoint `score` the highest scores stay instead, what has the score 0 never does, and a tensor without scores is
+    selected by magnitude, by itself also where `select` is "global" (`tswitch_format.torch.importance` makes scores).
     How it is scaled: `knob`, `knob_per`, `knob_dtype` (knob.py; u4: 16 levels). `preset="paper"`: the T-Switch authors' rule
     exactly. `dense`: patterns of names to store whole. `on_mismatch="dense"`: store whole (or as removed) what does not pair.
     `nonfinite="dense"`: store tensors with NaN or infinity whole. `progress` gets bytes done and in all.
