@@ -60,7 +60,9 @@ def checkpoints(seed: int = 0, *, base_seed: int = 7) -> tuple[Arrays, Arrays]:
 def make(path: Path, seed: int = 0, *, base_seed: int = 7, **options: Any) -> Path:
     """Pack `checkpoints(seed)` into a file."""
     base, expert = checkpoints(seed, base_seed=base_seed)
-    tsw.pack(base, expert, path, **{"density": 0.4, "select": "tensor", "on_mismatch": "dense", "threads": 1, **options})
+    tsw.pack(
+        base, expert, path, **{"density": 0.4, "select": "tensor", "on_mismatch": "dense", "threads": 1, **options}
+    )
     return path
 
 

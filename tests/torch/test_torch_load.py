@@ -78,7 +78,9 @@ def shapes(folder: Path) -> dict[str, Path]:
             }
             base = tensors(dtype)
             made[f"{name}-{profile}"] = folder / f"{name}-{profile}.tsw"
-            tsw.pack(base, tuned(base), made[f"{name}-{profile}"], profile=profile, threads=1, **options)
+            tsw.pack(
+                base, tuned(base), made[f"{name}-{profile}"], select="tensor", profile=profile, threads=1, **options
+            )
     return made
 
 
