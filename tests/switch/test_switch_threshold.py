@@ -132,3 +132,14 @@ def test_a_target_size_looks_for_directions_once(tmp_path: Path, monkeypatch: py
     assert sorted(calls) == ["a", "b", "c"]
     assert seen[-1][0] == seen[-1][1]
     assert len({total for _, total in seen}) == 2
+
+
+def test_a_bound_of_f64_is_compared_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In f32 it would be 1, and the element of that key would count for more than the larger ones of f64."""
+    base = {"d": np.zeros(4), "w": np.zeros(4, np.float32)}
+    expert = {"d": np.array([1 + 1e-12, 1 + 1.5e-12, 0.7, 0]), "w": np.array([1, 2, 0, 0], np.float32)}
+    monkeypatch.setattr(threshold, "_bracket", lambda *given: (0.5, 1 + 2e-12))
+    tsw.pack(base, expert, tmp_path / "x.tsw", select="global", density=3 / 8)
+    found = masks(tmp_path / "x.tsw")
+    assert found["d"].tolist() == [True, True, False, False]
+    assert found["w"].tolist() == [False, True, False, False]

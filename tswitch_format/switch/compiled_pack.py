@@ -248,8 +248,7 @@ def _projected_keys(
         size = min(_TILE, width - begin)
         scales = columns[begin : begin + size]
         for lane in range(_LANES):
-            for i in range(size):
-                wide[lane * _TILE + i] = right[lane, begin + i]
+            wide[lane * _TILE : lane * _TILE + size] = right[lane, begin : begin + size]
         for row in range(0, height, 2):
             other = min(row + 1, height - 1)
             for i in range(2 * _TILE):

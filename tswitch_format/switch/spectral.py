@@ -78,9 +78,8 @@ def _factors(vector: TaskVector, work: _Work, sketch: NDArray[np.float64]) -> _F
     """The strongest directions of a sketch [R, 64], and the task vector along them."""
     squares = np.zeros((BUCKETS, BUCKETS))
     for part in _pieces(len(sketch), BUCKETS * BUCKETS):
-        squares += (
-            sketch[part].T @ sketch[part].copy()
-        )  # of one array with itself BLAS has another product, with threads
+        other = sketch[part].copy()  # of an array with itself BLAS has another product, with threads
+        squares += sketch[part].T @ other
     strengths, directions = np.linalg.eigh(squares)
     strengths, directions = strengths[-RANK:], directions[:, -RANK:]
     some = strengths > _NOTHING * strengths[-1]

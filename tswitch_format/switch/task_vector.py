@@ -183,7 +183,8 @@ class TaskVector:
         if columns:
             found.column_squares = np.zeros(self.columns)
         if self._known is not None:
-            self._add_known(found)
+            by_row, by_column = self._known
+            found.add(SquareSums.of(by_row, by_column), 0, 0)
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
             tau = self._read(start, block_rows * block_columns, blocks, digest)
@@ -203,12 +204,6 @@ class TaskVector:
         sampled = sampled_digest(nbytes, lambda at, out: self._base.read_into(self._pair.base_stored, at, out))
         found.digests = Digests(digest.digest(), sampled)
         return found
-
-    def _add_known(self, found: Statistics) -> None:
-        """The sums that `select_by` was given."""
-        if self._known is not None:
-            by_row, by_column = self._known
-            found.add(SquareSums(by_row, by_column, float(by_row.sum())), 0, 0)
 
     def _square_sums(
         self, blocks: Blocks, tau: Floats, start: int, shape: tuple[int, int], *, columns: bool

@@ -58,7 +58,7 @@ def _bracketed(vectors: Sequence[TaskVector], amount: Amount, threads: int, tole
         above, between = 0, []
         try:
             for keys in vector.keys_from(low):
-                some = keys[keys < high]
+                some = keys[keys < np.float64(high)]  # which may come from a wider type than these keys have
                 above += keys.size - some.size
                 between.append(some)
         except NonFiniteError:
