@@ -1,7 +1,7 @@
 """`python -m benchmarks frontier`, which is `make frontier`: every rule of `pack` at every density, and low ranks beside them.
 
 What the defaults of `pack` were chosen by, so all of it is on validation images; `make paper` then measures the chosen rule on
-test images. Sizes are those of the files. Knobs other than the projection keep so much less that one seed shows it.
+test images. Sizes are those of the files.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ DRAWN = {  # families in the picture; all are in the table
 }
 
 
-def rules(select: str, knobs: Sequence[str] = KNOBS) -> list[Packed]:
+def rules(select: str) -> list[Packed]:
     """Every knob, and for the projection with both factors every way to store them, at one density."""
-    pairs = [(knob, per) for knob, per in product(knobs, KNOB_PERS) if knob == "projection" or per != "row-col"]
+    pairs = [(knob, per) for knob, per in product(KNOBS, KNOB_PERS) if knob == "projection" or per != "row-col"]
     plain = [Packed(select=select, knob=knob, knob_per=per) for knob, per in pairs]
     return plain + [
         Packed(select=select, knob="projection", knob_per="row-col", knob_dtype=dtype)
@@ -51,7 +51,7 @@ def of_select(select: str, folder: Path, seed: int) -> SweepTable:
         seed,
         [
             Packed(density=d, select=r.select, knob=r.knob, knob_per=r.knob_per, knob_dtype=r.knob_dtype)
-            for r in rules(select, KNOBS if seed == SEEDS[0] else ("projection",))
+            for r in rules(select)
             for d in DENSITIES
         ],
     )
@@ -112,8 +112,7 @@ def main(folder: Path, keep: bool, processes: int) -> None:
         "Every rule: % of fp32: % kept / % kept of the worst task, by density (or rank, or discard ratio) from low to high",
         "rule",
         *(str(number + 1) for number in range(len(DENSITIES))),
-        note=f"Densities in %: {', '.join(f'{100 * d:g}' for d in DENSITIES)}. Factors are {DEFAULT_KNOB_DTYPE} if not said. "
-        "Knobs other than the projection: one seed.",
+        note=f"Densities in %: {', '.join(f'{100 * d:g}' for d in DENSITIES)}. Factors are {DEFAULT_KNOB_DTYPE} if not said.",
     )
     for family in dict.fromkeys(row.family for row in summary):
         cells = [
