@@ -33,6 +33,10 @@ class CountingSource(PreadSource):
         self.reads.append((offset, length))
         return super().read(offset, length)
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        self.reads.append((offset, len(room)))
+        super().read_into(offset, room)
+
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Ranges:

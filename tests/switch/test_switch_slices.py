@@ -47,6 +47,22 @@ def test_a_slice_is_the_same_cut_of_the_whole(opened: tuple[Path, dict], name: s
         assert np.array_equal(array, whole.apply(base[name])[cut])
 
 
+@pytest.mark.parametrize("cut", [np.s_[:], np.s_[1:3], np.s_[:, 1:2]], ids=str)
+def test_indices_go_where_they_are_wanted(opened: tuple[Path, dict], cut: object) -> None:
+    with tsw.open(opened[0]) as file:
+        switch = file.switch("cube")[cut]
+        expected = switch.indices()
+        assert expected.size
+        room = np.full(expected.size + 1, -1)
+        found = switch.indices(room)
+        assert np.shares_memory(found, room)
+        assert np.array_equal(found, expected)
+        assert room[-1] == -1
+        for wrong in (room[: expected.size - 1], room.astype(np.int32), np.full(2 * expected.size, -1)[::2]):
+            with pytest.raises(tsw.OptionError, match=rf"expected room for {expected.size} indices"):
+                switch.indices(wrong)
+
+
 def test_slices_of_slices_add_up(opened: tuple[Path, dict]) -> None:
     path, _ = opened
     with tsw.open(path) as file:

@@ -5,6 +5,7 @@
     bits.py     bit strings: positions <-> packed bits, fields of k bits
     array.py    runs of elements, raw or zstd
     zstd.py     frames as the specification wants them
+    loops.py    whether compiled.py does the slow parts of decoding
 
 A plane is given and taken as the positions of its ones (NDArray[int64], ascending) or as a bit string (NDArray[uint8],
 least significant bit first). Every decoder is told the size of what it decodes and raises PayloadError rather than

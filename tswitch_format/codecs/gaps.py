@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format.codecs import bits, zstd
+from tswitch_format.codecs.loops import loops
 from tswitch_format.errors import PayloadError
 
 ESCAPE = 255  # a gap byte: "255 further, nothing here"
@@ -41,30 +42,50 @@ def gap_bytes(gaps: NDArray[np.int64], k: int = 0) -> NDArray[np.uint8]:
     return out
 
 
-def decode_gaps(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
-    """Positions of the `m` ones among `n` bits (m >= 1)."""
+def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.int64]) -> None:
+    """Positions of the ones among `n` bits, as many as `out` has room for (1 or more), each plus `start`."""
+    m = out.size
     low, steps = _split(data, k, n, m)
     last = steps < ESCAPE
     _check_ends(last, m)
-    if k == 0:
+    compiled = loops() if k == 0 else None
+    if compiled is not None:
+        compiled.gap_positions(steps, start, out)
+    elif k == 0:
         # A byte below 255 moves on by itself and one more, 255 by 255: bytes again. So all but the sum is done on bytes, and
         # the sum takes as long as zstd does. (np.minimum with 254 would take as long once more.)
         moves = np.add(steps, last.view(np.uint8))
         moves[0] -= 1  # the first position is the first gap
-        ends = np.cumsum(moves, dtype=np.int64)
-        return _checked(ends if steps.size == m else ends[last], n)
-    wide = steps.astype(np.int64) << k
-    wide[last] += bits.unpack_fields(low, k, m) + 1
-    return _checked(np.cumsum(wide)[last] - 1, n)
+        if steps.size == m:
+            np.cumsum(moves, dtype=np.int64, out=out)
+        else:
+            out[:] = np.cumsum(moves, dtype=np.int64)[last]
+        out += start
+    else:
+        wide = steps.astype(np.int64) << k
+        wide[last] += bits.unpack_fields(low, k, m) + 1
+        np.add(np.cumsum(wide)[last], start - 1, out=out)
+    _check_below(int(out[-1]) - start, n)
 
 
 def decode_gap_bytes(data: memoryview, n: int, m: int) -> NDArray[np.uint8]:
     """The gap bytes of a payload with k = 0, as checked as `decode_gaps` checks them, but not summed up."""
     _, steps = _split(data, 0, n, m)
     _check_ends(steps < ESCAPE, m)
-    last = int(steps.sum(dtype=np.int64)) + m - 1
-    _checked(np.array([last]), n)
+    _check_below(int(steps.sum(dtype=np.int64)) + m - 1, n)
     return steps
+
+
+def run_sums(codes: NDArray[np.uint8], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each run of `size` gap bytes (k = 0): how many gaps end in it, and how far it leads."""
+    compiled = loops()
+    if compiled is not None:
+        ends, sums = compiled.gap_sums(codes, size)
+    else:
+        first = np.arange(0, codes.size, size)
+        ends = np.add.reduceat(codes < ESCAPE, first, dtype=np.int64)
+        sums = np.add.reduceat(codes, first, dtype=np.int64)
+    return ends, sums + ends
 
 
 def _split(data: memoryview, k: int, n: int, m: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -97,8 +118,9 @@ def encode_rice(gaps: NDArray[np.int64], k: int) -> bytes:
     return bits.pack_fields(gaps, k) + bits.pack_positions(ones, int(ones[-1]) + 1).tobytes()
 
 
-def decode_rice(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
-    """Positions of the `m` ones among `n` bits (m >= 1)."""
+def decode_rice(data: memoryview, k: int, n: int, start: int, out: NDArray[np.int64]) -> None:
+    """See `decode_gaps`."""
+    m = out.size
     low_length = _low_length(data, k, m)
     unary = np.frombuffer(data[low_length:], np.uint8)
     most = bits.nbytes(m + (n >> k))
@@ -108,12 +130,14 @@ def decode_rice(data: memoryview, k: int, n: int, m: int) -> NDArray[np.int64]:
     if ones.size != m or bits.nbytes(int(ones[-1]) + 1) != unary.size:
         raise PayloadError(rule="TSW-706", expected=f"{m} ones, the last in the last byte", found=f"{ones.size} ones")
     order = np.arange(m, dtype=np.int64)
-    ones -= order
-    ones <<= k
-    ones += order
+    np.subtract(ones, order, out=out)
+    out <<= k
+    out += order
     if k:
-        ones += np.cumsum(bits.unpack_fields(np.frombuffer(data[:low_length], np.uint8), k, m))
-    return _checked(ones, n)
+        fields = bits.unpack_fields(np.frombuffer(data[:low_length], np.uint8), k, m)
+        out += np.cumsum(fields, out=fields)
+    _check_below(int(out[-1]), n)
+    out += start
 
 
 def _low_length(data: memoryview, k: int, m: int) -> int:
@@ -123,7 +147,6 @@ def _low_length(data: memoryview, k: int, m: int) -> int:
     return length
 
 
-def _checked(positions: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    if int(positions[-1]) >= n:
-        raise PayloadError(rule="TSW-706", expected=f"positions below {n}", found=str(int(positions[-1])))
-    return positions
+def _check_below(last: int, n: int) -> None:
+    if last >= n:
+        raise PayloadError(rule="TSW-706", expected=f"positions below {n}", found=str(last))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tswitch_format._layout import Codec
 from tswitch_format.codecs import bits, gaps, zstd
+from tswitch_format.codecs.loops import loops
 from tswitch_format.errors import PayloadError
 
 # All figures here: random masks, benchmarks/results/codecs.md.
@@ -28,6 +29,9 @@ _FAST_FACTOR = 1.01
 _BITMAP_FROM = 0.08
 _GAPS_TO = 0.4
 _PACKED_GAPS_TO = 0.2
+
+_GAPS = (Codec.GAPS_ZSTD, Codec.RICE)
+_PLANES = (Codec.ZEROS, Codec.ONES, Codec.BITMAP, Codec.BITMAP_ZSTD, *_GAPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +107,52 @@ def _smallest_gaps(distances: NDArray[np.int64], n: int) -> EncodedPlane:
     return best or EncodedPlane(Codec.RICE, k, m, gaps.encode_rice(distances, k))
 
 
-def decode_positions(codec: int, parameter: int, data: memoryview, n: int, count: int) -> NDArray[np.int64]:
-    """Positions of the ones of a plane of `n` bits of which `count` are set: NDArray[int64], ascending."""
+def decode_positions(
+    codec: int,
+    parameter: int,
+    data: memoryview,
+    n: int,
+    count: int,
+    *,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Positions of the ones of a plane of `n` bits of which `count` are set, ascending, each plus `start`: int64[count].
+
+    `out`: where to put them. A new array costs more than decoding does, where the kernel has to give its memory.
+    """
+    # A few bytes may claim any count: nothing is allocated before that is checked.
+    if codec in (Codec.ZEROS, Codec.ONES):
+        _check_constant(data, count, n if codec == Codec.ONES else 0)
+    elif codec not in _PLANES or (codec in _GAPS and not count):
+        raise PayloadError(
+            rule="TSW-606", expected="a plane codec that fits the count", found=f"codec {codec}, count {count}"
+        )
+    if count > n:
+        rule = "TSW-706" if codec in _GAPS else "TSW-704"
+        raise PayloadError(rule=rule, expected=f"at most {n} ones in the plane", found=str(count))
+    positions = np.empty(count, np.int64) if out is None else out
     match codec:
-        case Codec.GAPS_ZSTD if count:
-            return gaps.decode_gaps(data, parameter, n, count)
-        case Codec.RICE if count:
-            return gaps.decode_rice(data, parameter, n, count)
-        case Codec.ZEROS:
-            _check_constant(data, count, 0)
-            return np.empty(0, np.int64)
+        case Codec.GAPS_ZSTD:
+            gaps.decode_gaps(data, parameter, n, start, positions)
+        case Codec.RICE:
+            gaps.decode_rice(data, parameter, n, start, positions)
         case Codec.ONES:
-            _check_constant(data, count, n)
-            return np.arange(n)
+            positions[:] = np.arange(start, start + n)
         case Codec.BITMAP | Codec.BITMAP_ZSTD:
-            positions = bits.unpack_positions(_bitmap(codec, data, n), n)
-            _check_count(positions.size, count)
-            return positions
-    raise PayloadError(
-        rule="TSW-606", expected="a plane codec that fits the count", found=f"codec {codec}, count {count}"
-    )
+            _positions_of_bitmap(_bitmap(codec, data, n), n, start, positions)
+    return positions
+
+
+def _positions_of_bitmap(packed: NDArray[np.uint8], n: int, start: int, out: NDArray[np.int64]) -> None:
+    compiled = loops()
+    if compiled is not None:
+        if compiled.bit_positions(packed, start, out) != out.size:
+            _check_count(bits.count_ones(packed), out.size)
+        return
+    found = bits.unpack_positions(packed, n)
+    _check_count(found.size, out.size)
+    np.add(found, start, out=out)
 
 
 def decode_packed(codec: int, parameter: int, data: memoryview, n: int, count: int) -> NDArray[np.uint8]:

@@ -61,8 +61,9 @@ def check_tasks(index: Index, frame: Frame, place: Place, report: Report) -> Non
     # What nobody uses is not looked at: a small file may have very many.
     report.each(~pointed, "TSW-410", "an entry that uses it", unused, blocking=True)
     report.gate()
-    end = _Segments(_Batch(index, SHARED, index.tables[SHARED:], place, report)).check(lay.FRAME, frame)
-    for batch in batches:
+    end = lay.FRAME
+    shared = _Batch(index, SHARED, index.tables[SHARED:], place, report)
+    for batch in (shared, *batches) if len(shared.entries) or len(shared.segments) else batches:
         end = _Segments(batch).check(end, frame)
     report.gate()
     start = lay.align(end, lay.MAPPED_SMALL if index.mapped else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,7 +40,8 @@ class ContentDigest(Protocol):
         ...
 
 
-_SPAN = 1 << 22  # bytes
+_SPAN = 1 << 18  # bytes, that stay in the second-level cache between reading and checking
+_MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -76,6 +78,7 @@ class Container:
             pread.close()
         self._verify = verify != "off"
         self._entry_numbers: dict[int, dict[str, int]] = {}
+        self._rooms = threading.local()
         self._touched = [np.zeros(len(table.segments), np.bool_) for table in self.index.tables]
 
     @property
@@ -104,10 +107,6 @@ class Container:
             decoded = bytes(stored)
         return parse(decoded, frame, self.report)
 
-    def read_padding(self, start: int, end: int) -> memoryview:
-        """The bytes between two segments."""
-        return self._source.read(start, end - start)
-
     def segment(self, task: int, number: int) -> memoryview:
         """The encoded bytes of a segment, verified. With the mapping they are a view of it, valid as long as it is held."""
         record = self.index.tables[task].segments[number]
@@ -120,8 +119,8 @@ class Container:
         return data
 
     def spans(self, task: int) -> list[range]:
-        """The segments of a table in runs that are worth one read: of at most `_SPAN` bytes, or one segment. Those of a damaged
-        table may lie anywhere."""
+        """The segments of a table in runs that are worth one read: of at most `_SPAN` bytes, padding counted, or one segment.
+        Those of a damaged table may lie anywhere."""
         segments = self.index.tables[task].segments
         starts = segments["offset"].astype(np.int64)
         ends = starts + segments["length"].astype(np.int64)
@@ -136,15 +135,49 @@ class Container:
             first = stop
         return found
 
-    def wrong_checksums(self, task: int, span: range) -> list[FormatError]:
-        """Read the segments of a span; an error for each whose CRC32C is another. Raises TruncatedError."""
+    def check_span(self, task: int, span: range) -> list[FormatError]:
+        """Read a span; an error for padding in it that is not zero, and for each segment whose CRC32C is another. Raises
+        TruncatedError."""
         records = self.index.tables[task].segments[span.start : span.stop]
+        begin = int(records["offset"][0])
         starts = (records["offset"] - records["offset"][0]).tolist()
-        lengths = records["length"].tolist()
-        data = self._source.read(int(records["offset"][0]), starts[-1] + lengths[-1])
-        found = [crc32c(data[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-        wrong = np.flatnonzero(np.array(found, np.int64) != records["crc32c"].astype(np.int64)).tolist()
-        return [self._other_checksum(task, span.start + number, found[number]) for number in wrong]
+        lengths, checksums = records["length"].tolist(), records["crc32c"].tolist()
+        data = self._read_once(begin, starts[-1] + lengths[-1])
+        errors = []
+        end = 0
+        for number, start, length, checksum in zip(span, starts, lengths, checksums, strict=True):
+            if start > end:
+                errors += self._wrong_padding(data[end:start], begin + end)
+            end = start + length
+            found = crc32c(data[start:end])
+            if found != checksum:
+                errors.append(self._other_checksum(task, number, found))
+        return errors
+
+    def _read_once(self, offset: int, length: int) -> memoryview:
+        """Bytes that are looked at before this thread reads on: new memory takes longer than reading into what is there."""
+        if length > _SPAN:
+            return self._source.read(offset, length)
+        try:
+            room: memoryview = self._rooms.room
+        except AttributeError:
+            room = self._rooms.room = memoryview(bytearray(_SPAN))
+        self._source.read_into(offset, room[:length])
+        return room[:length]
+
+    def check_padding(self, start: int, end: int) -> list[FormatError]:
+        """An error for bytes between two segments that are not zero."""
+        # They are less than 4,096, but before an index that lies where it should not: which is reported, and of which a sparse
+        # file may have any number.
+        return self._wrong_padding(self._source.read(start, max(0, min(end - start, _MOST_PADDING))), start)
+
+    def _wrong_padding(self, padding: memoryview, offset: int) -> list[FormatError]:
+        content = bytes(padding)
+        rest = content.lstrip(b"\0")
+        if not rest:
+            return []
+        at = offset + len(content) - len(rest)
+        return [self.report.fatal("TSW-702", "padding", "zero", f"0x{rest[0]:02x}", offset=at)]
 
     def _other_checksum(self, task: int, number: int, found: int) -> FormatError:
         record = self.index.tables[task].segments[number]
@@ -376,6 +409,11 @@ class Entry:
     def mask_positions(self, chunk: int) -> NDArray[np.int64]:
         """Active elements of a chunk, as positions in it, ascending."""
         return self._decode(plane.decode_positions, self._mask(chunk), self.chunk_elements(chunk))
+
+    def mask_positions_into(self, chunk: int, out: NDArray[np.int64]) -> None:
+        """The same as flat elements of the tensor, into `out`, of as many as `mask_count` says."""
+        into = partial(plane.decode_positions, start=chunk * lay.CHUNK, out=out)
+        self._decode(into, self._mask(chunk), self.chunk_elements(chunk))
 
     def mask_gap_bytes(self, chunk: int) -> NDArray[np.uint8]:
         """Mask plane of a chunk as gap bytes with k = 0."""

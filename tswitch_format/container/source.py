@@ -6,12 +6,14 @@ import contextlib
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from tswitch_format.errors import OptionError, TruncatedError, TswError
 
 Backend = Literal["auto", "mmap", "pread"]
+_T = TypeVar("_T")
 
 
 class Source(Protocol):
@@ -25,6 +27,10 @@ class Source(Protocol):
         """`length` bytes from `offset` on. Raises TruncatedError where the file is shorter by now."""
         ...
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill `room`, which may be used again, with the bytes from `offset` on. Raises TruncatedError."""
+        ...
+
     def close(self) -> None:
         """Release the file. Memory that `read` gave out stays valid."""
         ...
@@ -35,6 +41,7 @@ class PreadSource:
 
     backend = "pread"
     _fd = -1  # where opening fails, __del__ still finds it
+    _close = staticmethod(os.close)  # at the interpreter's end `os` may be gone before an open file is
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -51,18 +58,10 @@ class PreadSource:
 
     def read(self, offset: int, length: int) -> memoryview:
         """See `Source.read`."""
-        if self._fd < 0:
-            raise TswError(f"{self.name}: the file is closed; open it again")
-        if offset + length > self.length:  # before a buffer is allocated for it
-            raise _cut(self.name, offset, offset + length - self.length)
-        parts = []
+        self._check(offset, length)
+        parts: list[bytes] = []
         while length:
-            try:
-                part = os.pread(self._fd, length, offset)
-            except OSError as error:
-                raise TswError(
-                    f"{self.name}: byte {offset} could not be read: {error.strerror or error}; check the disk"
-                ) from error
+            part = self._call(os.pread, length, offset)
             if not part:
                 raise _cut(self.name, offset, length)
             parts.append(part)
@@ -70,10 +69,34 @@ class PreadSource:
             length -= len(part)
         return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """See `Source.read_into`."""
+        self._check(offset, len(room))
+        while room:
+            count = self._call(os.preadv, [room], offset)
+            if not count:
+                raise _cut(self.name, offset, len(room))
+            offset += count
+            room = room[count:]
+
+    def _check(self, offset: int, length: int) -> None:
+        if self._fd < 0:
+            raise TswError(f"{self.name}: the file is closed; open it again")
+        if offset + length > self.length:  # before a buffer is allocated for it
+            raise _cut(self.name, offset, offset + length - self.length)
+
+    def _call(self, function: Callable[[int, Any, int], _T], what: object, offset: int) -> _T:
+        try:
+            return function(self._fd, what, offset)
+        except OSError as error:
+            raise TswError(
+                f"{self.name}: byte {offset} could not be read: {error.strerror or error}; check the disk"
+            ) from error
+
     def close(self) -> None:
         """See `Source.close`."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
@@ -107,6 +130,10 @@ class MmapSource:
         if self._map.size() < offset + length:  # of the file, as it is by now: 0.3 us, measured once
             raise _cut(self.name, offset, offset + length - self._map.size())
         return memoryview(self._map)[offset : offset + length]
+
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """See `Source.read_into`."""
+        room[:] = self.read(offset, len(room))
 
     def close(self) -> None:
         """See `Source.close`. The mapping goes with the last view of it."""

@@ -6,13 +6,13 @@ CRC32C and padding; "full" decodes everything and recomputes the entries' digest
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from tswitch_format.errors import FormatError, OptionError, TswError, Unsupporte
 
 Level = Literal["structure", "checksums", "full"]
 LEVELS = ("structure", "checksums", "full")
-_MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
+# Spans, 4 MiB at most, that a thread takes: handing over a span takes as long as reading it. Starting threads takes as long as
+# reading megabytes, so that only large files, of so many bytes, have several.
+_AT_ONCE = 16
+_SEVERAL = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +118,7 @@ def raise_first(container: Container) -> None:
 
 def check_content(container: Container, report: Report, *, decode: bool) -> None:
     """Check padding and checksums of all segments, and with `decode` what they decode to, the digests and the content id."""
-    end = lay.FRAME
-    for number in (SHARED, *range(len(container.index.tasks))):  # as they lie in the file
-        segments = container.index.tables[number].segments
-        end = _check_paddings(container, segments, end, report)
-        if decode:
-            for entry in container.shared_arrays() if number == SHARED else container.entries(number):
-                _check_entry(entry, report)
-        else:
-            wrong = partial(_wrong_checksums, container, number)
-            spans = container.spans(number)
-            for errors in ordered_map(wrong, spans, min(len(spans), thread_count(None)) or 1):
-                for error in errors:
-                    report.take(error)
+    end = _check_decoded(container, report) if decode else _check_checksums(container, report)
     _check_padding(container, end, container.frame.index_offset, report)
     recorded = container.index.content_id
     improper = any(found.rule == "TSW-501" for found in report.findings)  # names that content ids have no place for
@@ -135,35 +126,72 @@ def check_content(container: Container, report: Report, *, decode: bool) -> None
         _check_content_id(container, recorded, report)
 
 
-def _wrong_checksums(container: Container, number: int, span: range) -> list[FormatError]:
+def _tables(container: Container) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Numbers of the tables, as they lie in the file, and where their segments begin and end."""
+    for number in (SHARED, *range(len(container.index.tasks))):
+        segments = container.index.tables[number].segments
+        starts = segments["offset"].astype(np.int64)
+        yield number, starts, starts + segments["length"]
+
+
+def _check_decoded(container: Container, report: Report) -> int:
+    """Returns where the last segment ends, as does `_check_checksums`."""
+    end = lay.FRAME
+    for number, starts, ends in _tables(container):
+        befores = np.concatenate([[end], ends])[:-1]
+        for at in np.flatnonzero(befores < starts).tolist():
+            _check_padding(container, int(befores[at]), int(starts[at]), report)
+        end = int(ends[-1]) if ends.size else end
+        for entry in container.shared_arrays() if number == SHARED else container.entries(number):
+            _check_entry(entry, report)
+    return end
+
+
+def _check_checksums(container: Container, report: Report) -> int:
+    end = lay.FRAME
+
+    def works() -> Iterator[tuple[int, Sequence[range], NDArray[np.int64]]]:
+        """Table, some spans of it, and where the segment before each of them ends."""
+        nonlocal end
+        for number, _, ends in _tables(container):
+            befores = np.concatenate([[end], ends])
+            spans = container.spans(number)
+            for first in range(0, len(spans), _AT_ONCE):
+                some = spans[first : first + _AT_ONCE]
+                yield number, some, befores[[span.start for span in some]]
+            end = int(befores[-1])
+
+    threads = thread_count(None) if container.length >= _SEVERAL else 1
+    for errors in ordered_map(partial(_check_spans, container), works(), threads):
+        for error in errors:
+            report.take(error)
+    return end
+
+
+def _check_spans(container: Container, work: tuple[int, Sequence[range], NDArray[np.int64]]) -> list[FormatError]:
+    number, spans, befores = work
+    starts = container.index.tables[number].segments["offset"]
+    found = []
+    for span, before in zip(spans, befores.tolist(), strict=True):
+        start = int(starts[span.start])
+        found += container.check_padding(before, start) if before < start else []
+        found += _check_span(container, number, span)
+    return found
+
+
+def _check_span(container: Container, number: int, span: range) -> list[FormatError]:
     """What is wrong with the segments of a span, one by one where they cannot be read at once."""
     try:
-        return container.wrong_checksums(number, span)
+        return container.check_span(number, span)
     except FormatError as error:
         if len(span) == 1:
             return [error]
-        return [error for part in span for error in _wrong_checksums(container, number, range(part, part + 1))]
-
-
-def _check_paddings(container: Container, segments: NDArray[Any], end: int, report: Report) -> int:
-    """Check what lies before each segment of a task, the first of which comes after `end`; where the last ends."""
-    if not len(segments):
-        return end
-    starts = segments["offset"].astype(np.int64)
-    ends = starts + segments["length"]
-    befores = np.concatenate([[end], ends[:-1]])
-    for number in np.flatnonzero(befores < starts).tolist():
-        _check_padding(container, int(befores[number]), int(starts[number]), report)
-    return int(ends[-1])
+        return [error for part in span for error in _check_span(container, number, range(part, part + 1))]
 
 
 def _check_padding(container: Container, start: int, end: int, report: Report) -> None:
-    # What is skipped is less than 4,096 bytes, but before an index that lies where it should not: which is reported, and of
-    # which a sparse file may have any number.
-    padding = bytes(container.read_padding(start, max(start, min(end, start + _MOST_PADDING))))
-    if padding.strip(b"\0"):
-        at = len(padding) - len(padding.lstrip(b"\0"))
-        report.finding("TSW-702", "padding", "zero", f"0x{padding[at]:02x}", offset=start + at)
+    for error in container.check_padding(start, end):
+        report.take(error)
 
 
 def _check_entry(entry: Entry, report: Report) -> None:

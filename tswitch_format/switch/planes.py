@@ -176,8 +176,7 @@ def _blocks(form: Form, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
         table[:, START] = 8 * first
         ends = np.add.reduceat(np.bitwise_count(codes), first, dtype=np.int64)
     else:
-        ends = np.add.reduceat(codes < gaps.ESCAPE, first, dtype=np.int64)
-        moves = np.add.reduceat(codes, first, dtype=np.int64) + ends
+        ends, moves = gaps.run_sums(codes, BLOCK)
         table[1:, START] = np.cumsum(moves)[:-1]
     table[1:, RANK] = np.cumsum(ends)[:-1]
     table[:, SIGN] = table[:, RANK]

@@ -205,19 +205,32 @@ class Switch:
             raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no shared vector; use delta()")
         return Switch(self._entry.vector, self.task, None, self._base, self._rows, self._columns).data()
 
-    def indices(self) -> NDArray[np.int64]:
-        """Active elements as flat indices into the view in C order, ascending: int64[active]."""
+    def indices(self, out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Active elements as flat indices into the view in C order, ascending: int64[active].
+
+        `out`: room for that many or more, whose front is filled and returned. A loop over tensors that gives the same room
+        each time saves what the system takes for new memory, which can be more than decoding does. Raises OptionError.
+        """
+        self._check_mask()
+        count = self.active
+        if out is None:
+            out = np.empty(count, np.int64)
+        elif out.dtype != np.int64 or out.ndim != 1 or out.size < count or not out.flags.c_contiguous:
+            raise OptionError(
+                f"tensor {self.name!r}: expected room for {count} indices, int64[{count}] or more, contiguous, "
+                f"found {out.dtype}{list(out.shape)}"
+            )
+        found = out[:count]
         if not self.is_whole:
             parts = [self.places(chunk) for chunk in self.chunks()]
-            return np.concatenate(parts) if parts else np.empty(0, np.int64)
-        # Straight to their place: arrays in between take longer than decoding, since the kernel gives and takes their memory.
-        out = np.empty(self.active, np.int64)
+            np.concatenate([np.empty(0, np.int64), *parts], out=found)
+            return found
         done = 0
-        for chunk in self.chunks():
-            here = out[done : done + chunk.positions.size]
-            np.add(chunk.positions, chunk.start, out=here)
+        for number in self._chunk_numbers():
+            here = found[done : done + self._entry.mask_count(number)]
+            self._entry.mask_positions_into(number, here)
             done += here.size
-        return out
+        return found
 
     def delta(self, coefficient: float = 1.0) -> Floats:
         """What the switch adds: f32 (f64 for an F64 base), shape of the view."""
@@ -427,8 +440,7 @@ class Switch:
 
     def chunk(self, number: int) -> ActiveChunk:
         """Active elements of the view in one chunk of the tensor."""
-        if not self.is_additive:
-            raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
+        self._check_mask()
         begin = number * lay.CHUNK
         positions = self._entry.mask_positions(number)
         if self.is_whole:
@@ -441,6 +453,10 @@ class Switch:
             kept = (columns >= inside[0]) & (columns < inside[1])
             kept[:low] = kept[high:] = False
         return ActiveChunk(begin, positions[kept], kept)
+
+    def _check_mask(self) -> None:
+        if not self.is_additive:
+            raise OptionError(f"tensor {self.name!r} is {self.kind}: it has no mask; use data()")
 
     def negative(self, chunk: ActiveChunk) -> NDArray[np.bool_]:
         """For each of the active elements of a chunk of a ternary entry: whether its sign bit is 1."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +67,15 @@ class Store:
                 torch.cuda.synchronize(device)  # other streams may still read what is let go
             self._buffers.pop((device, dtype), None)
             found = None  # before the new one is made
-            found = self._buffers[device, dtype] = torch.empty(size, dtype=dtype, device=device)
+            found = self._buffers[device, dtype] = _empty(size, dtype, device)
         return found[:size]
+
+
+def _empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU NumPy's memory: of large arrays that asks for large pages, of which the first touch costs a tenth."""
+    if device.type != "cpu" or not size:
+        return torch.empty(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(size * dtype.itemsize, np.uint8)).view(dtype)
 
 
 def add_sizes(tensors: Iterable[Tensor]) -> dict[torch.device, int]:

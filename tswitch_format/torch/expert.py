@@ -16,6 +16,7 @@ from tswitch_format.switch.base import base_problems, file_name
 from tswitch_format.switch.file import SwitchFile
 from tswitch_format.switch.tensor import Switch
 from tswitch_format.torch.activation import add_sizes
+from tswitch_format.torch.kernels import backend_of
 from tswitch_format.torch.packed import PackedSwitch
 from tswitch_format.torch.pipeline import load
 from tswitch_format.torch.staging import DEFAULT_BYTES, Staging
@@ -115,6 +116,7 @@ def load_expert(
         dense: dict[str, Tensor] = {}
         tied: dict[str, PackedSwitch] = {}
         for device in {weights[name].device for name in chosen}:
+            backend_of(device)  # loads numba for the CPU, with which decoding is faster too (codecs/loops.py)
             there = [(name, s) for name, s in (*chosen.items(), *targets.items()) if weights[name].device == device]
             unique = {switch.name: switch for _, switch in there}
             loaded = load(list(unique.values()), Staging(device, staging_bytes), thread_count(threads))
