@@ -1,12 +1,21 @@
-"""Threads over work whose heavy parts release the GIL (NumPy, zstd, SHA-256, reads and writes)."""
+"""Threads over work whose heavy parts release the GIL (NumPy, zstd, SHA-256, reads and writes).
+
+ordered_map        `map` over threads
+one_blas_thread    while NumPy does linear algebra in one of them
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 from tswitch_format.errors import OptionError
 
@@ -62,3 +71,25 @@ def ordered_map(
         finally:
             for future, _ in pending:
                 future.cancel()
+
+
+_blas_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's BLAS start no threads, where threadpoolctl is there to tell it (extra `fast`): they would spin for some 20 ms
+    after they are done, and take processors from ours. A setting of the process: one of our threads has it at a time."""
+    with _blas_lock, _blas_limit() or contextlib.nullcontext():
+        yield
+
+
+def _blas_limit() -> contextlib.AbstractContextManager[object] | None:
+    controller = _blas_controller()
+    return None if controller is None else controller.limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas_controller() -> Any:
+    """Made once: it looks through all libraries that are loaded."""
+    return import_module("threadpoolctl").ThreadpoolController() if find_spec("threadpoolctl") else None

@@ -47,7 +47,7 @@ def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.in
     m = out.size
     low, steps = _split(data, k, n, m)
     last = steps < ESCAPE
-    _check_ends(last, m)
+    _check_ends(int(np.count_nonzero(last)), steps, m)
     compiled = loops() if k == 0 else None
     if compiled is not None:
         compiled.gap_positions(steps, start, out)
@@ -71,8 +71,9 @@ def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.in
 def decode_gap_bytes(data: memoryview, n: int, m: int) -> NDArray[np.uint8]:
     """The gap bytes of a payload with k = 0, as checked as `decode_gaps` checks them, but not summed up."""
     _, steps = _split(data, 0, n, m)
-    _check_ends(steps < ESCAPE, m)
-    _check_below(int(steps.sum(dtype=np.int64)) + m - 1, n)
+    ends, moves = run_sums(steps, steps.size)
+    _check_ends(int(ends[0]), steps, m)
+    _check_below(int(moves[0]) - 1, n)
     return steps
 
 
@@ -99,9 +100,8 @@ def _split(data: memoryview, k: int, n: int, m: int) -> tuple[NDArray[np.uint8],
     return np.frombuffer(data[:low_length], np.uint8), np.frombuffer(zstd.decompress(frame, size), np.uint8)
 
 
-def _check_ends(last: NDArray[np.bool_], m: int) -> None:
-    ends = int(np.count_nonzero(last))
-    if ends != m or not last[-1]:
+def _check_ends(ends: int, steps: NDArray[np.uint8], m: int) -> None:
+    if ends != m or steps[-1] == ESCAPE:
         raise PayloadError(
             rule="TSW-706", expected=f"{m} gap bytes below 255, the last of all among them", found=f"{ends} such bytes"
         )

@@ -14,8 +14,8 @@ from tswitch_format._optional import start
 
 
 def loops() -> ModuleType | None:
-    """The module `compiled`, or None for NumPy."""
-    return _start() if "numba" in sys.modules else None
+    """The module `compiled`, which takes bytes as numbers of this machine's order, or None for NumPy."""
+    return _start() if "numba" in sys.modules and sys.byteorder == "little" else None
 
 
 @cache

@@ -275,7 +275,7 @@ class Entry:
         """Name, dtype and shape of the record that it refers to."""
         return self._container.index.spec(self.tensor)
 
-    @property
+    @cached_property
     def kind(self) -> lay.Kind:
         """What it says of its tensor."""
         return lay.Kind(int(self.record["kind"]))
@@ -295,7 +295,7 @@ class Entry:
         """Number of active elements."""
         return int(self.record["active"])
 
-    @property
+    @cached_property
     def flags(self) -> int:
         """Flag bits of the record."""
         return int(self.record["flags"])
@@ -315,7 +315,7 @@ class Entry:
         """The shared vector of a masked entry."""
         return self._container.shared(int(self.record["vector"]))
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """Number of chunks of the tensor."""
         return 0 if self.kind is lay.Kind.REMOVED else lay.chunks_of(self.spec.elements)
@@ -481,12 +481,16 @@ class Entry:
 
     def _mask(self, chunk: int) -> int:
         """Number of the mask segment of a chunk."""
+        return self._first_mask + chunk
+
+    @cached_property
+    def _first_mask(self) -> int:
         factors = 0
         if self.flags & lay.HAS_ROW_FACTORS:
             factors += lay.chunks_of(self.row_count)
         if self.flags & lay.HAS_COLUMN_FACTORS:
             factors += lay.chunks_of(self.column_count)
-        return self._first + factors + chunk
+        return self._first + factors
 
     def _record(self, number: int) -> np.void:
         record: np.void = self._container.index.tables[self._task].segments[number]

@@ -16,6 +16,7 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from tswitch_format.codecs.compiled import gap_places
 from tswitch_format.switch.apply import Scale
 from tswitch_format.switch.planes import BLOCK, Form, Mode
 
@@ -108,13 +109,7 @@ def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any
     """Flat elements of the active elements of one block; their number."""
     count = 0
     if form == _GAPS:
-        place = start - 1
-        for i in range(begin, end):
-            code = int(codes[i])
-            place += code + 1 - (code == 255)
-            places[count] = place
-            count += code < 255
-        return count
+        return gap_places(codes, begin, end, start, places)
     for i in range(begin, end):
         byte = codes[i]
         first = start + 8 * (i - begin)

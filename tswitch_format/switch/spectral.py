@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format._dtypes import Floats
+from tswitch_format._parallel import one_blas_thread
 from tswitch_format.switch.task_vector import TaskVector
 
 RANK = 16
@@ -80,7 +81,8 @@ def _factors(vector: TaskVector, work: _Work, sketch: NDArray[np.float64]) -> _F
     for part in _pieces(len(sketch), BUCKETS * BUCKETS):
         other = sketch[part].copy()  # of an array with itself BLAS has another product, with threads
         squares += sketch[part].T @ other
-    strengths, directions = np.linalg.eigh(squares)
+    with one_blas_thread():
+        strengths, directions = np.linalg.eigh(squares)
     strengths, directions = strengths[-RANK:], directions[:, -RANK:]
     some = strengths > _NOTHING * strengths[-1]
     lengths = np.sqrt(strengths, where=some, out=np.ones(RANK))

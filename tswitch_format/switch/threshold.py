@@ -4,8 +4,8 @@
     _bracketed          two keys that a sample says it is between; one pass counts above both and keeps what is between
     _by_histograms      by bit patterns, 16 bits a pass: where the sample misled, or the quota depends on what is counted
 
-Vectors are read in blocks and by several threads; memory is the sample, 2^19 keys, and the keys between the two, about a
-sixth of those that stay.
+Vectors are read in blocks and by several threads; memory is the sample, 2^17 keys, and the keys between the two, about a
+quarter of those that stay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tswitch_format.switch.options import Amount
 from tswitch_format.switch.select import RadixSelect
 from tswitch_format.switch.task_vector import TaskVector
 
-_SAMPLE = 1 << 19  # elements, of all vectors together
+_SAMPLE = 1 << 17  # elements, of all vectors together
 _LEAST_SAMPLE = 1 << 12  # of each
 _SMALL = 1 << 20  # elements: up to here all keys are kept, no sample is needed
 _MARGIN = 0.08  # of the quota, to both sides, at least
