@@ -16,7 +16,7 @@ from differential_readers import Tally, compare
 from fuzz.parts import Parts
 from tswitch_format import _layout as lay
 
-FEW = 3000
+FEW = 2000
 MANY = 200_000
 WORKERS = 2
 RARE = 0.01  # share of the mutants with changed frames that section 9.5 permits to differ

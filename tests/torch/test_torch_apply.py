@@ -793,7 +793,8 @@ def interrupted(act: Callable[[], Any], number: int) -> int | None:
 
 
 @pytest.mark.parametrize("kernel", ["fastest", pytest.param("reference", marks=pytest.mark.slow)])
-def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, step: int) -> None:
     base = {"a": torch.ones(5, 4), "b": torch.ones(7).half(), "c": torch.ones(3), "i": torch.arange(4)}
     tsw.pack(base, {**tuned(base), "i": torch.arange(4) + 1}, tmp_path / "x.tsw", density=0.5, dense=["c", "i"])
     if kernel == "reference":
@@ -804,7 +805,7 @@ def test_an_interrupt_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def act() -> None:
         tsw_torch.apply_(model, tmp_path / "x.tsw", threads=1)
 
-    for number in range(1, 2000):
+    for number in range(1, 2000, step):
         if interrupted(act, number) is not None:
             break
         assert state(model) == before, f"line {number}"

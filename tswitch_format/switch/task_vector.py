@@ -30,7 +30,7 @@ from tswitch_format.switch.survivors import Statistics
 BLOCK = 1 << 19  # elements
 # Of the elements from a flat one on, from their tau and room of its size and type for them: from 0 up, and 0 where tau is.
 Keys = Callable[[int, Floats, Floats], Floats]
-_RUN = 4096  # elements: of a sample, read at once
+_RUN = 2048  # elements: of a sample, read at once
 _RUNS = 16  # of a sample, at least where there are so many
 # A block whose squares sum to a number outside this range is looked at closely: NaN, infinity, or squares that lost digits.
 _SAFE = (1e-25, 1e30)
