@@ -120,6 +120,12 @@ def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any
     return count
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _top(byte: Any, bit: int) -> Any:
+    """A bit of a byte as the sign of a float."""
+    return np.uint32((np.uint32(byte) >> np.uint32(bit)) & np.uint32(1)) << np.uint32(31)
+
+
 @njit(nogil=True, cache=True)
 def _values(
     places: Any,
@@ -138,29 +144,40 @@ def _values(
         for i in range(count):
             values[i] = knob
     elif count:
-        row = places[0] // length
-        begin = row * length
-        value = knob * rows[row] if rows.size else knob
-        for i in range(count):
-            place = places[i]
-            if place - begin >= length:
-                row = place // length
-                begin = row * length
-                value = knob * rows[row] if rows.size else knob
-            values[i] = value * columns[place - begin] if columns.size else value
+        i = 0
+        while i < count:  # a row at a time
+            row = places[i] // length
+            begin = row * length
+            value = knob * rows[row] if rows.size else knob
+            end = begin + length
+            if columns.size:
+                while i < count and places[i] < end:
+                    values[i] = value * columns[np.uint64(places[i] - begin)]  # unsigned: not looked at from behind
+                    i += 1
+            else:
+                while i < count and places[i] < end:
+                    values[i] = value
+                    i += 1
     if factor != np.float32(1):
         for i in range(count):
             values[i] *= factor
-    bits = values.view(np.uint32)
-    i = 0
-    at = sign
-    while i < count:  # a byte of signs at a time
-        byte = np.uint32(signs[at >> 3]) >> np.uint32(at & 7)
-        some = min(8 - (at & 7), count - i)
-        for k in range(some):
-            bits[i + k] ^= np.uint32((byte >> k) & 1) << np.uint32(31)
-        i += some
-        at += some
+    _turn(values.view(np.uint32), count, signs, sign)
+
+
+@njit(nogil=True, cache=True)
+def _turn(bits: Any, count: int, signs: Any, sign: int) -> None:
+    """Give floats, as bits, the signs from bit `sign` on."""
+    head = min(-sign & 7, count)
+    for i in range(head):
+        bits[i] ^= _top(signs[sign >> 3], (sign + i) & 7)
+    first = (sign + head) >> 3
+    whole = (count - head) >> 3
+    for number in range(whole):  # a byte of signs at a time, which becomes vector instructions
+        byte = signs[first + number]
+        for k in range(8):
+            bits[head + 8 * number + k] ^= _top(byte, k)
+    for k in range(count - head - 8 * whole):
+        bits[head + 8 * whole + k] ^= _top(signs[first + whole], k)
 
 
 @njit(nogil=True, cache=True)
@@ -177,12 +194,12 @@ def _run(  # noqa: PLR0912 - a loop for each mode
             _values(places, count, signs, blocks[block, 3], knob, rows, columns, length, factor, values)
         if mode == _ADD:
             for i in range(count):
-                at = places[i] - origin
+                at = np.uint64(places[i] - origin)  # unsigned: not looked at from behind
                 element = target[at]
                 target[at] = _narrow(element, _widen(element) + values[i])
         elif mode == _SAVE_AND_ADD:
             for i in range(count):
-                at = places[i] - origin
+                at = np.uint64(places[i] - origin)
                 element = target[at]
                 other[rank + i] = element
                 target[at] = _narrow(element, _widen(element) + values[i])
