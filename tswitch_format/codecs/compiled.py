@@ -19,9 +19,9 @@ _BYTES, _TOPS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _EVEN, _LANES, _LANE = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001), np.uint64(0xFFFF)
 
 
-def gap_positions(steps: NDArray[np.uint8], start: int, out: NDArray[np.int64]) -> None:
-    """Where gap bytes (k = 0) lead from `start`. `out` has a place for each byte below 255, and the last byte is one."""
-    gap_places(steps, 0, steps.size, start, out)
+def gap_positions(steps: NDArray[np.uint8], start: int, out: NDArray[np.int64]) -> int:
+    """Where gap bytes (k = 0) lead from `start`; how many are below 255, or -1 where `out` has no room for all of them."""
+    return int(gap_places(steps, 0, steps.size, start, out))
 
 
 def bit_positions(packed: NDArray[np.uint8], start: int, out: NDArray[np.int64]) -> int:
@@ -55,17 +55,19 @@ def _load(_context: Any, codes: Any, index: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def gap_places(codes: Any, begin: int, end: int, start: int, out: Any) -> int:
-    """Where gap bytes (k = 0) from `begin` to `end` lead from `start`, in front of `out`; how many of them are below 255.
+    """Where gap bytes (k = 0) from `begin` to `end` lead from `start`, in front of `out`; how many of them are below 255, or -1
+    where it has no room for all.
 
     Eight at a time: their running sums are 16 bits each, in two words, and come of one multiplication.
     """
+    most = out.size
     place = start
     count = 0
     i = begin
     while i < end:
         if i + 8 <= end:
             word: np.uint64 = _load(codes, i)  # type: ignore[call-arg]  # numba gives the context
-            if not (~word - _BYTES) & word & _TOPS:  # none of them is 255
+            if count + 8 <= most and not (~word - _BYTES) & word & _TOPS:  # none of them is 255
                 odd = (word >> _8) & _EVEN
                 after = ((word & _EVEN) + odd) * _LANES  # sums of 2, 4, 6 and 8 of them
                 before = after - odd  # of 1, 3, 5 and 7
@@ -82,6 +84,8 @@ def gap_places(codes: Any, begin: int, end: int, start: int, out: Any) -> int:
             step = int(codes[at])
             place += step
             if step < 255:
+                if count == most:
+                    return -1
                 out[count] = place
                 count += 1
                 place += 1

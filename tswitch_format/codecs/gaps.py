@@ -46,12 +46,13 @@ def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.in
     """Positions of the ones among `n` bits, as many as `out` has room for (1 or more), each plus `start`."""
     m = out.size
     low, steps = _split(data, k, n, m)
+    compiled = loops() if k == 0 else None
+    if compiled is not None and compiled.gap_positions(steps, start, out) == m and steps[-1] != ESCAPE:
+        _check_below(int(out[-1]) - start, n)
+        return
     last = steps < ESCAPE
     _check_ends(int(np.count_nonzero(last)), steps, m)
-    compiled = loops() if k == 0 else None
-    if compiled is not None:
-        compiled.gap_positions(steps, start, out)
-    elif k == 0:
+    if k == 0:
         # A byte below 255 moves on by itself and one more, 255 by 255: bytes again. So all but the sum is done on bytes, and
         # the sum takes as long as zstd does. (np.minimum with 254 would take as long once more.)
         moves = np.add(steps, last.view(np.uint8))
@@ -92,12 +93,12 @@ def run_sums(codes: NDArray[np.uint8], size: int) -> tuple[NDArray[np.int64], ND
 def _split(data: memoryview, k: int, n: int, m: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Low parts and gap bytes of a payload."""
     low_length = _low_length(data, k, m)
-    frame = data[low_length:]
+    frame = data[low_length:] if low_length else data
     size = zstd.content_size(frame)
     most = m + n // (ESCAPE << k)
     if not m <= size <= most:
         raise PayloadError(rule="TSW-706", expected=f"{m} to {most} gap bytes", found=str(size))
-    return np.frombuffer(data[:low_length], np.uint8), np.frombuffer(zstd.decompress(frame, size), np.uint8)
+    return np.frombuffer(data[:low_length], np.uint8), np.frombuffer(zstd.content(frame, size), np.uint8)
 
 
 def _check_ends(ends: int, steps: NDArray[np.uint8], m: int) -> None:

@@ -52,6 +52,11 @@ def decompress(data: bytes | memoryview, size: int) -> bytes:
     declared = content_size(data)
     if declared != size:
         raise PayloadError(rule="TSW-707", expected=f"a frame of {size} bytes", found=f"one of {declared}")
+    return content(data, size)
+
+
+def content(data: bytes | memoryview, size: int) -> bytes:
+    """The same of a frame of which `content_size` said `size`."""
     if size == 0:
         _check_empty(data)
         return b""
@@ -60,12 +65,12 @@ def decompress(data: bytes | memoryview, size: int) -> bytes:
     except AttributeError:
         decompressor = _contexts.decompressor = zstandard.ZstdDecompressor()
     try:
-        content = decompressor.decompress(data, allow_extra_data=False)
+        found = decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PayloadError(rule="TSW-707", expected="one whole zstd frame", found=str(error)) from error
-    if len(content) != size:
-        raise PayloadError(rule="TSW-707", expected=f"{size} bytes in the frame", found=str(len(content)))
-    return content
+    if len(found) != size:
+        raise PayloadError(rule="TSW-707", expected=f"{size} bytes in the frame", found=str(len(found)))
+    return found
 
 
 def _check_empty(data: bytes | memoryview) -> None:

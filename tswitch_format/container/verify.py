@@ -6,9 +6,8 @@ CRC32C and padding; "full" decodes everything and recomputes the entries' digest
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
-from tswitch_format._parallel import ordered_map, thread_count
 from tswitch_format.container.digest import content_id
 from tswitch_format.container.index import SHARED
 from tswitch_format.container.reader import Container, Entry
@@ -27,10 +25,6 @@ from tswitch_format.errors import FormatError, OptionError, TswError, Unsupporte
 
 Level = Literal["structure", "checksums", "full"]
 LEVELS = ("structure", "checksums", "full")
-# Spans, 4 MiB at most, that a thread takes: handing over a span takes as long as reading it. Starting threads takes as long as
-# reading megabytes, so that only large files, of so many bytes, have several.
-_AT_ONCE = 16
-_SEVERAL = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,35 +142,17 @@ def _check_decoded(container: Container, report: Report) -> int:
 
 
 def _check_checksums(container: Container, report: Report) -> int:
+    # In this thread alone: a segment takes microseconds, and after each threads would wait for each other (ten times as long).
     end = lay.FRAME
-
-    def works() -> Iterator[tuple[int, Sequence[range], NDArray[np.int64]]]:
-        """Table, some spans of it, and where the segment before each of them ends."""
-        nonlocal end
-        for number, _, ends in _tables(container):
-            befores = np.concatenate([[end], ends])
-            spans = container.spans(number)
-            for first in range(0, len(spans), _AT_ONCE):
-                some = spans[first : first + _AT_ONCE]
-                yield number, some, befores[[span.start for span in some]]
-            end = int(befores[-1])
-
-    threads = thread_count(None) if container.length >= _SEVERAL else 1
-    for errors in ordered_map(partial(_check_spans, container), works(), threads):
-        for error in errors:
-            report.take(error)
+    for number, starts, ends in _tables(container):
+        for span in container.spans(number):
+            before, start = int(ends[span.start - 1]) if span.start else end, int(starts[span.start])
+            if before < start:
+                _check_padding(container, before, start, report)
+            for error in _check_span(container, number, span):
+                report.take(error)
+        end = int(ends[-1]) if ends.size else end
     return end
-
-
-def _check_spans(container: Container, work: tuple[int, Sequence[range], NDArray[np.int64]]) -> list[FormatError]:
-    number, spans, befores = work
-    starts = container.index.tables[number].segments["offset"]
-    found = []
-    for span, before in zip(spans, befores.tolist(), strict=True):
-        start = int(starts[span.start])
-        found += container.check_padding(before, start) if before < start else []
-        found += _check_span(container, number, span)
-    return found
 
 
 def _check_span(container: Container, number: int, span: range) -> list[FormatError]:
