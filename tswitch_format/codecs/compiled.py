@@ -14,7 +14,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-_ONE, _8, _48 = np.uint64(1), np.uint64(8), np.uint64(48)
+_1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(n) for n in range(1, 9))
+_16, _32, _48, _255 = (np.uint64(n) for n in (16, 32, 48, 255))
 _BYTES, _TOPS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _EVEN, _LANES, _LANE = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001), np.uint64(0xFFFF)
 
@@ -58,39 +59,44 @@ def gap_places(codes: Any, begin: int, end: int, start: int, out: Any) -> int:
     """Where gap bytes (k = 0) from `begin` to `end` lead from `start`, in front of `out`; how many of them are below 255, or -1
     where it has no room for all.
 
-    Eight at a time: their running sums are 16 bits each, in two words, and come of one multiplication.
+    Eight at a time: their running sums are 16 bits each, in two words, and come of one multiplication. Unsigned, as is every
+    index, so that none is looked at from behind.
     """
-    most = out.size
-    place = start
-    count = 0
+    most = np.uint64(out.size)
+    place, count = np.uint64(start), np.uint64(0)
     i = begin
     while i < end:
-        if i + 8 <= end:
+        if i + 8 <= end and count + _8 <= most:
             word: np.uint64 = _load(codes, i)  # type: ignore[call-arg]  # numba gives the context
-            if count + 8 <= most and not (~word - _BYTES) & word & _TOPS:  # none of them is 255
+            if not (~word - _BYTES) & word & _TOPS:  # none of them is 255
                 odd = (word >> _8) & _EVEN
                 after = ((word & _EVEN) + odd) * _LANES  # sums of 2, 4, 6 and 8 of them
                 before = after - odd  # of 1, 3, 5 and 7
-                for k in range(4):
-                    shift = np.uint64(16 * k)
-                    out[count + 2 * k] = place + np.int64((before >> shift) & _LANE) + 2 * k
-                    out[count + 2 * k + 1] = place + np.int64((after >> shift) & _LANE) + 2 * k + 1
-                place += np.int64(after >> _48) + 8
-                count += 8
+                all_eight = after >> _48
+                out[count] = np.int64(place + (before & _LANE))
+                out[count + _1] = np.int64(place + (after & _LANE) + _1)
+                out[count + _2] = np.int64(place + ((before >> _16) & _LANE) + _2)
+                out[count + _3] = np.int64(place + ((after >> _16) & _LANE) + _3)
+                out[count + _4] = np.int64(place + ((before >> _32) & _LANE) + _4)
+                out[count + _5] = np.int64(place + ((after >> _32) & _LANE) + _5)
+                out[count + _6] = np.int64(place + (before >> _48) + _6)
+                out[count + _7] = np.int64(place + all_eight + _7)
+                place += all_eight + _8
+                count += _8
                 i += 8
                 continue
         stop = min(i + 8, end)
         for at in range(i, stop):
-            step = int(codes[at])
+            step = np.uint64(codes[at])
             place += step
-            if step < 255:
+            if step < _255:
                 if count == most:
                     return -1
-                out[count] = place
-                count += 1
-                place += 1
+                out[count] = np.int64(place)
+                count += _1
+                place += _1
         i = stop
-    return count
+    return np.int64(count)  # type: ignore[return-value]  # an int to numba
 
 
 def _of_word(name: str) -> Any:
@@ -126,12 +132,12 @@ def _bit_positions(words: Any, start: int, out: Any, count: int) -> int:
         if count + 64 > most:
             for k in range(found):
                 out[count + k] = np.int64(first + _trailing_zeros(word))
-                word &= word - _ONE
+                word &= word - _1
         else:
             for four in range(0, found, 4):
                 for k in range(4):
                     out[count + four + k] = np.int64(first + _trailing_zeros(word))
-                    word &= word - _ONE
+                    word &= word - _1
         count += found
     return count
 
