@@ -58,7 +58,9 @@ def test_indices_go_where_they_are_wanted(opened: tuple[Path, dict], cut: object
         assert np.shares_memory(found, room)
         assert np.array_equal(found, expected)
         assert room[-1] == -1
-        for wrong in (room[: expected.size - 1], room.astype(np.int32), np.full(2 * expected.size, -1)[::2]):
+        fixed = room.copy()
+        fixed.flags.writeable = False
+        for wrong in (room[: expected.size - 1], room.astype(np.int32), np.full(2 * expected.size, -1)[::2], fixed):
             with pytest.raises(tsw.OptionError, match=rf"expected room for {expected.size} indices"):
                 switch.indices(wrong)
 

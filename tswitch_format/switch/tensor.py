@@ -215,10 +215,11 @@ class Switch:
         count = self.active
         if out is None:
             out = np.empty(count, np.int64)
-        elif out.dtype != np.int64 or out.ndim != 1 or out.size < count or not out.flags.c_contiguous:
+        elif out.dtype != np.int64 or out.ndim != 1 or out.size < count or not out.flags.carray:
             raise OptionError(
-                f"tensor {self.name!r}: expected room for {count} indices, int64[{count}] or more, contiguous, "
-                f"found {out.dtype}{list(out.shape)}"
+                f"tensor {self.name!r}: expected room for {count} indices, int64[{count}] or more, contiguous and writable, "
+                f"found {out.dtype}{list(out.shape)}, strides {list(out.strides)}"
+                f"{'' if out.flags.writeable else ', read-only'}"
             )
         found = out[:count]
         if not self.is_whole:
