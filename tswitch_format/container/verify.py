@@ -142,7 +142,7 @@ def _check_decoded(container: Container, report: Report) -> int:
 
 
 def _check_checksums(container: Container, report: Report) -> int:
-    # In this thread alone: a segment takes microseconds, and after each threads would wait for each other (ten times as long).
+    # In this thread alone: a segment takes microseconds, and after each threads would wait for each other.
     end = lay.FRAME
     for number, starts, ends in _tables(container):
         for span in container.spans(number):
