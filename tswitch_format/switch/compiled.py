@@ -16,7 +16,7 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from tswitch_format.codecs.compiled import gap_places
+from tswitch_format.codecs.compiled import bit_places, gap_places
 from tswitch_format.switch.apply import Scale
 from tswitch_format.switch.planes import BLOCK, Form, Mode
 
@@ -107,17 +107,9 @@ def _narrow_compiled(element: Any, value: Any) -> Any:
 @njit(nogil=True, cache=True)
 def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any) -> int:
     """Flat elements of the active elements of one block; their number."""
-    count = 0
     if form == _GAPS:
         return gap_places(codes, begin, end, start, places)
-    for i in range(begin, end):
-        byte = codes[i]
-        first = start + 8 * (i - begin)
-        if byte:
-            for bit in range(8):  # faster than counting trailing zeros by hand
-                places[count] = first + bit
-                count += (byte >> bit) & 1
-    return count
+    return bit_places(codes, begin, end, start, places)
 
 
 @njit(nogil=True, cache=True, inline="always")
