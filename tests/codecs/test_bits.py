@@ -22,6 +22,7 @@ def test_the_worked_example_of_the_specification() -> None:
     assert bits.unpack_positions(packed, 10).tolist() == [0, 3, 4, 9]
 
 
+@settings(deadline=None)  # compiled loops are loaded when they are first used
 @given(flags)
 def test_positions_pack_as_the_specification_says_and_come_back(ones: list[int]) -> None:
     positions = np.flatnonzero(np.array(ones, np.int64))
@@ -51,6 +52,7 @@ def test_every_unused_bit_is_checked(n: int) -> None:
         assert caught.value.rule == "TSW-703"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.lists(st.integers(0, (1 << 21) - 1), max_size=100))
 def test_fields_of_k_bits_lie_as_the_specification_says_and_come_back(k: int, values: list[int]) -> None:
     packed = bits.pack_fields(np.array(values, np.int64), k)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tswitch_format._layout import Codec
-from tswitch_format.codecs import gaps, loops, plane
+from tswitch_format.codecs import bits, gaps, loops, plane, runs
 from tswitch_format.errors import PayloadError
 
 pytest.importorskip("numba")
@@ -25,8 +25,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Decode with the compiled loops, or with None without."""
 
     def use(module: ModuleType | None) -> None:
-        monkeypatch.setattr(gaps, "loops", lambda: module)
-        monkeypatch.setattr(plane, "loops", lambda: module)
+        for user in (bits, gaps, plane, runs):
+            monkeypatch.setattr(user, "loops", lambda: module)
 
     return use
 
@@ -52,15 +52,48 @@ def test_escapes_are_followed(use: Use, longest: int) -> None:
     positions = np.cumsum(rng.integers(0, longest + 1, 500) + 1) - 1
     n = int(positions[-1]) + 1
     data = memoryview(gaps.encode_gaps(gaps.gaps_of(positions), 0, 1))
-    codes = plane.gap_bytes(positions)
-    sums = []
     for module in (None, compiled):
         use(module)
         assert np.array_equal(plane.decode_positions(Codec.GAPS_ZSTD, 0, data, n, 500), positions)
         with pytest.raises(PayloadError, match="TSW-706"):
             plane.decode_positions(Codec.GAPS_ZSTD, 0, data, n - 1, 500)
-        sums.append([array.tolist() for size in (1, 100, 1024) for array in gaps.run_sums(codes, size)])
-    assert sums[0] == sums[1]
+
+
+@pytest.mark.parametrize("size", [1, 100, 1024, 4096])
+@pytest.mark.parametrize("density", [0.0005, 0.05, 0.6])
+def test_tables_of_runs_are_the_same(use: Use, density: float, size: int) -> None:
+    rng = np.random.default_rng(8)
+    chunks = [np.flatnonzero(rng.random(n) < density) for n in (30_000, 1, 77_777, 8 * 1024)] + [np.empty(0, np.int64)]
+    signs = [bits.nbytes(positions.size) for positions in chunks]
+    for gap_bytes in (True, False):
+        masks = [plane.gap_bytes(p) if gap_bytes else bits.pack_positions(p, int(p.max(initial=0)) + 1) for p in chunks]
+        codes, tables = np.concatenate(masks), []
+        for module in (None, compiled):
+            use(module)
+            table = runs.run_table(codes, [mask.size for mask in masks], signs, size, gaps=gap_bytes)
+            assert table.ends[:, 0].tolist() == [positions.size for positions in chunks]
+            tables.append((table.rows.tolist(), table.stops.tolist(), table.ends.tolist()))
+        assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1024, 5000])
+def test_ones_are_counted_the_same(use: Use, size: int) -> None:
+    packed = np.random.default_rng(9).integers(0, 256, size + 3).astype(np.uint8)[3:]
+    counts = set()
+    for module in (None, compiled):
+        use(module)
+        counts.add(bits.count_ones(packed))
+    assert counts == {int(np.unpackbits(packed).sum())}
+
+
+@pytest.mark.parametrize("byte", [0, 127, 128, 254, 255])
+def test_long_runs_of_one_byte_are_summed(use: Use, byte: int) -> None:
+    codes = np.full(10_001, byte, np.uint8)
+    for module in (None, compiled):
+        use(module)
+        table = runs.run_table(codes, [codes.size], [0], codes.size, gaps=True)
+        ends = codes.size * (byte < 255)
+        assert table.ends.tolist() == [[ends, codes.size * byte + ends]]
 
 
 @pytest.mark.parametrize("wrong", [-65, -1, 1, 65])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tswitch_format.codecs.loops import loops
 from tswitch_format.errors import PayloadError
 
 
@@ -40,6 +41,10 @@ def unpack_flags(packed: NDArray[np.uint8], n: int) -> NDArray[np.bool_]:
 
 def count_ones(packed: NDArray[np.uint8]) -> int:
     """Number of ones in a bit string."""
+    compiled = loops()
+    if compiled is not None:
+        ones: int = compiled.count_ones(packed)
+        return ones
     # Whole words first: numpy counts 8 bytes a step there.
     whole = packed.size // 8 * 8
     words = int(np.bitwise_count(packed[:whole].view(np.uint64)).sum(dtype=np.int64)) if whole else 0

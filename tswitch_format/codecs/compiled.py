@@ -15,6 +15,7 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 _1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(n) for n in range(1, 9))
+_LOW, _LOW32 = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
 _16, _32, _48, _255 = (np.uint64(n) for n in (16, 32, 48, 255))
 _BYTES, _TOPS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _EVEN, _LANES, _LANE = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001), np.uint64(0xFFFF)
@@ -30,12 +31,10 @@ def bit_positions(packed: NDArray[np.uint8], start: int, out: NDArray[np.int64])
     return int(bit_places(packed, 0, packed.size, start, out))
 
 
-def gap_sums(codes: NDArray[np.uint8], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each run of `size` gap bytes: how many are below 255, and their sum."""
-    runs = -(-codes.size // size)
-    ends, sums = np.empty(runs, np.int64), np.empty(runs, np.int64)
-    _gap_sums(codes, size, ends, sums)
-    return ends, sums
+def gap_bytes(gaps: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Gaps as gap bytes (k = 0), 255 for "255 further, nothing here"."""
+    out = np.empty(gaps.size + int(gaps.sum()) // 255, np.uint8)  # or a little more
+    return out[: int(_gap_bytes(gaps, out))]
 
 
 @intrinsic
@@ -149,11 +148,82 @@ def bit_places(codes: Any, begin: int, end: int, start: int, out: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _gap_sums(codes: Any, size: int, ends: Any, sums: Any) -> None:
-    for run in range(ends.size):
-        some = codes[run * size : (run + 1) * size]
-        below, total = np.int64(0), np.int64(0)
-        for code in some:
-            below += code < 255
-            total += np.int64(code)
-        ends[run], sums[run] = below, total
+def _gap_sum(codes: Any, begin: int, end: int) -> Any:
+    """Of gap bytes from `begin` to `end`: how many are below 255, and their sum.
+
+    Eight at a time, of which vector instructions take several: sums in lanes of 16 bits, bytes of 255 counted in lanes of 8,
+    which hold what 128 words give.
+    """
+    total, escapes = np.uint64(0), np.uint64(0)
+    i = begin
+    while i + 8 <= end:
+        words = min((end - i) >> 3, 128)
+        sums, found = np.uint64(0), np.uint64(0)
+        for word in range(words):
+            eight: np.uint64 = _load(codes, i + 8 * word)  # type: ignore[call-arg]  # numba gives the context
+            sums += (eight & _EVEN) + ((eight >> _8) & _EVEN)
+            found += ((eight & ((eight & ~_TOPS) + _BYTES)) & _TOPS) >> _7
+        sums = (sums & _LOW) + ((sums >> _16) & _LOW)
+        total += (sums >> _32) + (sums & _LOW32)
+        found = (found & _EVEN) + ((found >> _8) & _EVEN)
+        escapes += (found * _LANES) >> _48
+        i += 8 * words
+    for at in range(i, end):
+        total += np.uint64(codes[at])
+        escapes += np.uint64(codes[at] == 255)
+    return np.int64(end - begin) - np.int64(escapes), np.int64(total)
+
+
+def count_ones(packed: NDArray[np.uint8]) -> int:
+    """Number of ones in a bit string."""
+    return int(_count_ones(packed, 0, packed.size))
+
+
+@njit(nogil=True, cache=True)
+def _count_ones(codes: Any, begin: int, end: int) -> Any:
+    count = np.uint64(0)
+    words = (end - begin) >> 3
+    for word in range(words):
+        count += _ones(_load(codes, begin + 8 * word))  # type: ignore[call-arg]  # numba gives the context
+    for at in range(begin + 8 * words, end):
+        count += _ones(np.uint64(codes[at]))
+    return np.int64(count)
+
+
+@njit(nogil=True, cache=True)
+def fill_table(gaps: bool, codes: Any, sizes: Any, signs: Any, size: int, chunk: int, rows: Any, ends: Any) -> None:
+    """The table of `runs.run_table`: `sizes` and `signs` are bytes of each chunk's mask and signs, `size` those of a run."""
+    run = byte = rank = sign = 0
+    for number in range(sizes.size):
+        end, first, reach = byte + sizes[number], rank, 0
+        for begin in range(byte, end, size):
+            stop = min(begin + size, end)
+            rows[run, 0] = begin
+            rows[run, 1] = number * chunk + reach
+            rows[run, 2] = rank
+            rows[run, 3] = sign + rank - first
+            if gaps:
+                found, total = _gap_sum(codes, begin, stop)
+                reach += found + total
+            else:
+                found = _count_ones(codes, begin, stop)
+                reach += 8 * (stop - begin)
+            rank += found
+            run += 1
+        ends[number, 0], ends[number, 1] = rank - first, reach
+        byte = end
+        sign += 8 * signs[number]
+
+
+@njit(nogil=True, cache=True)
+def _gap_bytes(gaps: Any, out: Any) -> int:
+    count = 0
+    for gap in gaps:
+        rest = gap
+        while rest >= 255:
+            out[count] = 255
+            count += 1
+            rest -= 255
+        out[count] = rest
+        count += 1
+    return count

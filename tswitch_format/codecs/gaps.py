@@ -31,9 +31,13 @@ def encode_gaps(gaps: NDArray[np.int64], k: int, level: int) -> bytes:
 
 def gap_bytes(gaps: NDArray[np.int64], k: int = 0) -> NDArray[np.uint8]:
     """The high parts of gaps as bytes, 255 for "255 further, nothing here"."""
-    high = gaps >> k
+    high = gaps >> k if k else gaps
     if int(high.max()) < ESCAPE:
         return high.astype(np.uint8)
+    compiled = loops()
+    if compiled is not None:
+        made: NDArray[np.uint8] = compiled.gap_bytes(high)
+        return made
     escapes, rest = np.divmod(high, ESCAPE)
     places = np.cumsum(escapes)
     places += np.arange(gaps.size)
@@ -70,24 +74,8 @@ def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.in
 
 
 def decode_gap_bytes(data: memoryview, n: int, m: int) -> NDArray[np.uint8]:
-    """The gap bytes of a payload with k = 0, as checked as `decode_gaps` checks them, but not summed up."""
-    _, steps = _split(data, 0, n, m)
-    ends, moves = run_sums(steps, steps.size)
-    _check_ends(int(ends[0]), steps, m)
-    _check_below(int(moves[0]) - 1, n)
-    return steps
-
-
-def run_sums(codes: NDArray[np.uint8], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each run of `size` gap bytes (k = 0): how many gaps end in it, and how far it leads."""
-    compiled = loops()
-    if compiled is not None:
-        ends, sums = compiled.gap_sums(codes, size)
-    else:
-        first = np.arange(0, codes.size, size)
-        ends = np.add.reduceat(codes < ESCAPE, first, dtype=np.int64)
-        sums = np.add.reduceat(codes, first, dtype=np.int64)
-    return ends, sums + ends
+    """The gap bytes of a payload with k = 0: m or more, as `decode_gaps` takes them, which checks their ends and sum too."""
+    return _split(data, 0, n, m)[1]
 
 
 def _split(data: memoryview, k: int, n: int, m: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -168,11 +168,14 @@ def decode_packed(codec: int, parameter: int, data: memoryview, n: int, count: i
 
 
 def decode_gap_bytes(codec: int, parameter: int, data: memoryview, n: int, count: int) -> NDArray[np.uint8]:
-    """The plane as gap bytes with k = 0 (spec 9.3), whatever it is stored as; none where no bit is set."""
+    """The plane as gap bytes with k = 0 (spec 9.3), whatever it is stored as; none where no bit is set.
+
+    Those that were stored as such are not summed up: whoever does that finds, or not, `count` ends among `n` bits, the last
+    byte one of them; and where not, `decode_positions` says what is wrong.
+    """
     if codec == Codec.GAPS_ZSTD and parameter == 0 and count:
         return gaps.decode_gap_bytes(data, n, count)
-    positions = decode_positions(codec, parameter, data, n, count)
-    return gap_bytes(positions)
+    return gap_bytes(decode_positions(codec, parameter, data, n, count))
 
 
 def gap_bytes(positions: NDArray[np.int64]) -> NDArray[np.uint8]:

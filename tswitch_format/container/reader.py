@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -44,7 +45,8 @@ _SPAN = 1 << 18  # bytes, that stay in the second-level cache between reading an
 _BLOCK = 1 << 12  # segments
 _MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+_T = TypeVar("_T")
+_Decoder = Callable[[int, int, memoryview, int, int], _T]  # of codec, parameter, payload, bits, ones
 
 FACTOR_STORAGE: dict[int, np.dtype[np.uint8] | np.dtype[np.float16] | np.dtype[np.float32]] = {
     lay.FactorDType.U8: np.dtype("u1"),
@@ -118,6 +120,22 @@ class Container:
                 raise self._other_checksum(task, number, found)
             self._touched[task][number] = True
         return data
+
+    def run(self, task: int, numbers: range) -> list[memoryview]:
+        """The same of segments that follow each other, with one read where they lie together."""
+        records = self.index.tables[task].segments[numbers.start : numbers.stop]
+        starts, lengths = records["offset"].tolist(), records["length"].tolist()
+        begin, end = min(starts, default=0), max(map(add, starts, lengths), default=0)
+        if len(numbers) < 2 or end - begin > sum(lengths) + len(numbers) * lay.MAPPED_LARGE:
+            return [self.segment(task, number) for number in numbers]
+        whole = self._source.read(begin, end - begin)
+        found = [whole[start - begin : start - begin + length] for start, length in zip(starts, lengths, strict=True)]
+        if self._verify and not self._touched[task][numbers.start : numbers.stop].all():
+            for number, data, checksum in zip(numbers, found, records["crc32c"].tolist(), strict=True):
+                if crc32c(data) != checksum:
+                    raise self._other_checksum(task, number, crc32c(data))
+            self._touched[task][numbers.start : numbers.stop] = True
+        return found
 
     def spans(self, task: int) -> Iterator[range]:
         """The segments of a table in runs that are worth one read: of at most `_SPAN` bytes, padding counted, or one segment.
@@ -408,26 +426,52 @@ class Entry:
         """Number of active elements of a chunk, without decoding."""
         return int(self._record(self._mask(chunk))["count"])
 
+    def mask_counts(self, chunks: range) -> list[int]:
+        """The same of some chunks."""
+        masks = self._masks(chunks)
+        counts: list[int] = (
+            self._container.index.tables[self._task].segments["count"][masks.start : masks.stop].tolist()
+        )
+        return counts
+
     def mask_positions(self, chunk: int) -> NDArray[np.int64]:
         """Active elements of a chunk, as positions in it, ascending."""
         return self._decode(plane.decode_positions, self._mask(chunk), self.chunk_elements(chunk))
 
-    def mask_positions_into(self, chunk: int, out: NDArray[np.int64]) -> None:
-        """The same as flat elements of the tensor, into `out`, of as many as `mask_count` says."""
-        into = partial(plane.decode_positions, start=chunk * lay.CHUNK, out=out)
-        self._decode(into, self._mask(chunk), self.chunk_elements(chunk))
+    def mask_positions_into(self, chunks: range, out: NDArray[np.int64]) -> None:
+        """The same of some chunks as flat elements of the tensor, into `out`, of as many as `mask_count` says of all."""
+        start, done = chunks.start * lay.CHUNK, 0
 
-    def mask_gap_bytes(self, chunk: int) -> NDArray[np.uint8]:
-        """Mask plane of a chunk as gap bytes with k = 0."""
-        return self._decode(plane.decode_gap_bytes, self._mask(chunk), self.chunk_elements(chunk))
+        def into(codec: int, parameter: int, data: memoryview, n: int, count: int) -> NDArray[np.int64]:
+            nonlocal start, done
+            here = out[done : done + count]
+            plane.decode_positions(codec, parameter, data, n, count, start=start, out=here)
+            start, done = start + n, done + count
+            return here
+
+        self._decode_run(into, self._masks(chunks), map(self.chunk_elements, chunks))
+
+    def mask_gap_bytes(self, chunks: range) -> list[NDArray[np.uint8]]:
+        """Mask planes of some chunks as gap bytes with k = 0, which are not checked all: see `plane.decode_gap_bytes`."""
+        return self._decode_run(plane.decode_gap_bytes, self._masks(chunks), map(self.chunk_elements, chunks))
 
     def mask_packed(self, chunk: int) -> NDArray[np.uint8]:
         """Mask plane of a chunk as a bit string."""
         return self._decode(plane.decode_packed, self._mask(chunk), self.chunk_elements(chunk))
 
+    def masks_packed(self, chunks: range) -> list[NDArray[np.uint8]]:
+        """The same of some chunks."""
+        return self._decode_run(plane.decode_packed, self._masks(chunks), map(self.chunk_elements, chunks))
+
     def sign_packed(self, chunk: int) -> NDArray[np.uint8]:
         """Sign plane of a chunk as a bit string with a bit for each active element."""
         return self._decode(plane.decode_packed, self._mask(chunk) + self.chunks, self.mask_count(chunk))
+
+    def signs_packed(self, chunks: range) -> list[NDArray[np.uint8]]:
+        """The same of some chunks."""
+        masks = self._masks(chunks)
+        numbers = range(masks.start + self.chunks, masks.stop + self.chunks)
+        return self._decode_run(plane.decode_packed, numbers, self.mask_counts(chunks))
 
     def sign_flags(self, chunk: int) -> NDArray[np.bool_]:
         """For each active element of a chunk, in order: whether it is negative."""
@@ -485,6 +529,9 @@ class Entry:
         """Number of the mask segment of a chunk."""
         return self._first_mask + chunk
 
+    def _masks(self, chunks: range) -> range:
+        return range(self._first_mask + chunks.start, self._first_mask + chunks.stop)
+
     @cached_property
     def _first_mask(self) -> int:
         factors = 0
@@ -498,15 +545,22 @@ class Entry:
         record: np.void = self._container.index.tables[self._task].segments[number]
         return record
 
-    def _decode(
-        self, decoder: Callable[[int, int, memoryview, int, int], NDArray[_Scalar]], number: int, n: int
-    ) -> NDArray[_Scalar]:
-        record = self._record(number)
-        data = self.stored(number)
-        try:
-            return decoder(int(record["codec"]), int(record["parameter"]), data, n, int(record["count"]))
-        except PayloadError as error:
-            raise self._wrong(number, error) from error
+    def _decode(self, decoder: _Decoder[_T], number: int, n: int) -> _T:
+        return self._decode_run(decoder, range(number, number + 1), (n,))[0]
+
+    def _decode_run(self, decoder: _Decoder[_T], numbers: range, sizes: Iterable[int]) -> list[_T]:
+        """Planes of segments that follow each other, of so many bits each."""
+        records = self._container.index.tables[self._task].segments[numbers.start : numbers.stop]
+        fields = (records[field].tolist() for field in ("codec", "parameter", "count"))
+        found = []
+        for number, data, n, codec, parameter, count in zip(
+            numbers, self._container.run(self._task, numbers), sizes, *fields, strict=True
+        ):
+            try:
+                found.append(decoder(codec, parameter, data, n, count))
+            except PayloadError as error:
+                raise self._wrong(number, error) from error
+        return found
 
     def _array(self, number: int, nbytes: int) -> NDArray[np.uint8]:
         data = self.stored(number)

@@ -2,7 +2,7 @@
 
     Mode           what kernels do with a switch
     Planes         mask and sign of a switch as flat arrays, with a table of blocks that gives kernels random access
-    pack_chunk     the part of it that one chunk of a file gives, so that threads can share the decoding
+    pack_chunks    the part of it that some chunks of a file give, so that threads can share the decoding
     planes         all of it
 
 The mask has one of two forms. *Gap bytes* (spec section 9.3 with k = 0) take a byte for each active element and more only
@@ -12,20 +12,21 @@ the mapped profile keep their bitmaps, as they lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import le
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format.codecs import bits, gaps, plane
+from tswitch_format.codecs.runs import RunTable, run_table
 from tswitch_format.errors import TswError
-from tswitch_format.switch.tensor import Switch
+from tswitch_format.switch.tensor import Switch, runs
 
 BLOCK = 1024  # bytes of codes that a kernel's program begins and ends with: the table is 3 % of them
-BYTE, START, RANK, SIGN = range(4)  # columns of the table
 
 _NO_SIGNS = np.empty(0, np.uint8)  # of masked switches
 
@@ -74,13 +75,12 @@ class Planes:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkPlanes:
-    """The planes of one chunk: `codes` and `signs` as above, `active` elements, `blocks` counted from the chunk's begin."""
+class Piece:
+    """The planes of some chunks, and their table, counted from the first of them."""
 
     codes: NDArray[np.uint8]
     signs: NDArray[np.uint8]
-    active: int
-    blocks: NDArray[np.int64]
+    table: RunTable
 
 
 def form_of(elements: int, active: int) -> Form:
@@ -96,7 +96,7 @@ def planes(switch: Switch) -> Planes:
     if not switch.is_whole:
         return _planes_of_slice(switch)
     form = stored_form(switch)
-    return assemble(form, switch.elements, [pack_chunk(switch, form, number) for number in range(switch.chunk_count)])
+    return assemble(form, switch.elements, [pack_chunks(switch, form, chunks) for chunks in runs(switch.chunk_count)])
 
 
 def stored_form(switch: Switch) -> Form:
@@ -104,20 +104,24 @@ def stored_form(switch: Switch) -> Form:
     return Form.BITMAP if switch.entry.mapped else form_of(switch.elements, switch.active)
 
 
-def pack_chunk(switch: Switch, form: Form, number: int) -> ChunkPlanes:
-    """Decode one chunk of a whole switch as far as `form` needs."""
+def pack_chunks(switch: Switch, form: Form, chunks: range) -> Piece:
+    """Decode some chunks of a whole switch as far as `form` needs. Raises FormatError."""
     entry = switch.entry
-    count = entry.mask_count(number)
+    masks = entry.mask_gap_bytes(chunks) if form is Form.GAPS else entry.masks_packed(chunks)
+    signs = entry.signs_packed(chunks) if entry.kind is lay.Kind.TERNARY else [_NO_SIGNS] * len(chunks)
+    piece = _piece(form, masks, signs)
+    sizes = [entry.chunk_elements(chunk) for chunk in chunks]
+    active, reach = piece.table.ends.T.tolist()
     if form is Form.GAPS:
-        codes = entry.mask_gap_bytes(number)
+        sound = all(map(le, reach, sizes)) and not any(mask.size and mask[-1] == gaps.ESCAPE for mask in masks)
     else:
+        sound = not sizes[-1] % 8 or not int(piece.codes[-1]) >> sizes[-1] % 8
+    if not sound or active != entry.mask_counts(chunks):
+        for chunk in chunks if form is Form.GAPS else ():
+            entry.mask_positions(chunk)  # says what is wrong with it
         # A view of a mapping may change after it was checked, if somebody writes into the file: kernels trust what is here.
-        codes = entry.mask_packed(number).copy()
-        beyond = entry.chunk_elements(number) % 8
-        if bits.count_ones(codes) != count or (beyond and int(codes[-1]) >> beyond):
-            raise TswError(f"tensor {switch.name!r}: its file changed while it was read; files are never written into")
-    signs = entry.sign_packed(number) if entry.kind is lay.Kind.TERNARY else _NO_SIGNS
-    return ChunkPlanes(codes, signs, count, _blocks(form, codes))
+        raise TswError(f"tensor {switch.name!r}: its file changed while it was read; files are never written into")
+    return piece
 
 
 def _planes_of_slice(switch: Switch) -> Planes:
@@ -127,57 +131,49 @@ def _planes_of_slice(switch: Switch) -> Planes:
     if switch.entry.kind is lay.Kind.TERNARY:
         negative = np.concatenate([np.empty(0, np.bool_), *(switch.negative(chunk) for chunk in chunks)])
     form = Form.BITMAP if switch.entry.mapped else form_of(switch.elements, places.size)
-    return assemble(form, switch.elements, list(_cut(form, switch.elements, places, negative)))
-
-
-def _cut(
-    form: Form, elements: int, places: NDArray[np.int64], negative: NDArray[np.bool_] | None
-) -> Iterator[ChunkPlanes]:
-    for start in range(0, elements, lay.CHUNK):
+    masks, signs = [], []
+    for start in range(0, switch.elements, lay.CHUNK):
         low, high = np.searchsorted(places, (start, start + lay.CHUNK))
         positions = places[low:high] - start
         if form is Form.BITMAP:
-            codes = bits.pack_positions(positions, min(lay.CHUNK, elements - start))
+            masks.append(bits.pack_positions(positions, min(lay.CHUNK, switch.elements - start)))
         else:
-            codes = plane.gap_bytes(positions)
-        signs = _NO_SIGNS if negative is None else np.packbits(negative[low:high], bitorder="little")
-        yield ChunkPlanes(codes, signs, int(high - low), _blocks(form, codes))
+            masks.append(plane.gap_bytes(positions))
+        signs.append(_NO_SIGNS if negative is None else np.packbits(negative[low:high], bitorder="little"))
+    return assemble(form, switch.elements, [_piece(form, masks, signs)] if masks else [])
 
 
-def assemble(form: Form, elements: int, chunks: Sequence[ChunkPlanes]) -> Planes:
-    """Put chunks together, in order: each of `CHUNK` elements but the last."""
-    tables = []
-    byte = rank = sign = 0
-    for number, chunk in enumerate(chunks):
-        tables.append(chunk.blocks + np.array((byte, number * lay.CHUNK, rank, sign)))
-        byte += chunk.codes.size
-        rank += chunk.active
-        sign += 8 * chunk.signs.size
-    tables.append(np.array([[byte, elements, rank, sign]], np.int64))
+def assemble(form: Form, elements: int, pieces: Sequence[Piece]) -> Planes:
+    """Put pieces together, in order: each chunk of `CHUNK` elements but the last."""
+    rows, chunk_blocks = [], [np.zeros(1, np.int64)]
+    byte = start = rank = sign = 0
+    for piece in pieces:
+        rows.append(piece.table.rows + np.array((byte, start, rank, sign)))
+        chunk_blocks.append(piece.table.stops + chunk_blocks[-1][-1])
+        byte += piece.codes.size
+        start += len(piece.table.ends) * lay.CHUNK
+        rank += int(piece.table.ends[:, 0].sum())
+        sign += 8 * piece.signs.size
+    rows.append(np.array([[byte, elements, rank, sign]], np.int64))
+    codes, signs = [piece.codes for piece in pieces], [piece.signs for piece in pieces]
     return Planes(
         form,
         elements,
         rank,
-        np.concatenate([np.empty(0, np.uint8), *(chunk.codes for chunk in chunks)]),
-        np.concatenate([np.empty(0, np.uint8), *(chunk.signs for chunk in chunks)]),
-        np.concatenate(tables),
-        (0, *np.cumsum([len(table) for table in tables[:-1]], dtype=np.int64).tolist()),
+        codes[0] if len(pieces) == 1 else _join(codes),
+        signs[0] if len(pieces) == 1 else _join(signs),
+        np.concatenate(rows),
+        tuple(np.concatenate(chunk_blocks).tolist()),
     )
 
 
-def _blocks(form: Form, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The table of one chunk in itself."""
-    first = np.arange(0, codes.size, BLOCK)
-    table = np.zeros((first.size, 4), np.int64)
-    if not first.size:
-        return table
-    table[:, BYTE] = first
-    if form is Form.BITMAP:
-        table[:, START] = 8 * first
-        ends = np.add.reduceat(np.bitwise_count(codes), first, dtype=np.int64)
-    else:
-        ends, moves = gaps.run_sums(codes, BLOCK)
-        table[1:, START] = np.cumsum(moves)[:-1]
-    table[1:, RANK] = np.cumsum(ends)[:-1]
-    table[:, SIGN] = table[:, RANK]
-    return table
+def _piece(form: Form, masks: Sequence[NDArray[np.uint8]], signs: Sequence[NDArray[np.uint8]]) -> Piece:
+    """The planes of chunks that follow each other, copied."""
+    codes = _join(masks)
+    sizes = [mask.size for mask in masks]
+    table = run_table(codes, sizes, [plane.size for plane in signs], BLOCK, gaps=form is Form.GAPS)
+    return Piece(codes, _join(signs), table)
+
+
+def _join(arrays: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.concatenate([np.empty(0, np.uint8), *arrays])

@@ -28,6 +28,13 @@ from tswitch_format.switch.apply import (
     vector_values,
 )
 
+_RUN = 16  # chunks that are read at once: each read alone takes a third longer
+
+
+def runs(chunks: int) -> list[range]:
+    """All chunks of a tensor in runs that are read at once."""
+    return [range(first, min(first + _RUN, chunks)) for first in range(0, chunks, _RUN)]
+
 
 @dataclass(frozen=True, slots=True)
 class ActiveChunk:
@@ -227,9 +234,9 @@ class Switch:
             np.concatenate([np.empty(0, np.int64), *parts], out=found)
             return found
         done = 0
-        for number in self._chunk_numbers():
-            here = found[done : done + self._entry.mask_count(number)]
-            self._entry.mask_positions_into(number, here)
+        for chunks in runs(self.chunk_count):
+            here = found[done : done + sum(self._entry.mask_counts(chunks))]
+            self._entry.mask_positions_into(chunks, here)
             done += here.size
         return found
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import DType
+from tswitch_format.codecs.runs import BYTE, RANK
 from tswitch_format.switch.apply import Scale
-from tswitch_format.switch.planes import BYTE, RANK, Form, Planes
+from tswitch_format.switch.planes import Form, Planes
 from tswitch_format.switch.tensor import Switch
 
 

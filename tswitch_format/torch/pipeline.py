@@ -9,16 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from tswitch_format._parallel import ordered_map
-from tswitch_format.switch.planes import ChunkPlanes, assemble, pack_chunk, planes, stored_form
-from tswitch_format.switch.tensor import Switch
+from tswitch_format.switch.planes import Piece, assemble, pack_chunks, planes, stored_form
+from tswitch_format.switch.tensor import Switch, runs
 from tswitch_format.torch.checkpoint import torch_dtype
 from tswitch_format.torch.packed import HostSwitch, PackedSwitch
 from tswitch_format.torch.staging import Staging
 from tswitch_format.torch.vectors import load_vectors, send_vector
 
 Loaded = PackedSwitch | Tensor
-
-_CHUNKS = 4  # that a thread decodes at once
 
 
 def load(switches: Sequence[Switch], staging: Staging, threads: int) -> dict[str, Loaded]:
@@ -43,15 +41,15 @@ def _units(switches: Sequence[Switch]) -> Iterator[tuple[Switch, range]]:
     """What threads do: some chunks of a whole ternary or masked switch, or at once what is small, sliced or dense."""
     for switch in switches:
         several = switch.is_additive and switch.is_whole and switch.chunk_count > 1
-        for first in range(0, switch.chunk_count, _CHUNKS) if several else (0,):
-            yield switch, range(first, min(first + _CHUNKS, switch.chunk_count)) if several else range(0)
+        for chunks in runs(switch.chunk_count) if several else [range(0)]:
+            yield switch, chunks
 
 
 def _decode(unit: tuple[Switch, range]) -> tuple[Switch, list[Any]]:
     switch, chunks = unit
     if chunks:
         form = stored_form(switch)
-        return switch, [pack_chunk(switch, form, chunk) for chunk in chunks]
+        return switch, [pack_chunks(switch, form, chunks)]
     if switch.kind == "dense":
         return switch, [switch.data()]
     own_vector = switch.kind == "masked" and not switch.is_whole
@@ -62,7 +60,7 @@ def _finish(switch: Switch, parts: list[Any], vector: Tensor | None, staging: St
     if switch.kind == "dense":
         (data,) = staging.send([parts[0]])
         return data.view(torch_dtype(switch.target))
-    if isinstance(parts[0], ChunkPlanes):
+    if isinstance(parts[0], Piece):
         parts = [assemble(stored_form(switch), switch.elements, parts)]
     if switch.kind == "masked" and vector is None:  # of a slice
         vector = send_vector(parts[1], switch, staging)

@@ -255,9 +255,14 @@ def check_place(name: str, weight: Tensor, device: torch.device) -> Tensor:
 def sampled_digest_of(tensor: Tensor) -> bytes:
     """Sampled digest of a tensor's elements in C order (spec section 11.2)."""
     tensor = tensor.detach()
+    # Of what lies in the host's memory in order, slices of NumPy's are ten times as fast as torch's.
+    flat = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.is_cpu and tensor.is_contiguous() else None
 
     def read(start: int, out: NDArray[np.uint8]) -> None:
-        torch.from_numpy(out).copy_(bytes_of(tensor, start, start + out.size))
+        if flat is not None:
+            out[:] = flat[start : start + out.size]
+        else:
+            torch.from_numpy(out).copy_(bytes_of(tensor, start, start + out.size))
 
     return sampled_digest(tensor.numel() * tensor.element_size(), read)
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tswitch_format._dtypes import BF16, F32, from_float, to_float
+from tswitch_format.codecs.runs import RANK
 from tswitch_format.switch import compiled
 from tswitch_format.switch.apply import Scale, vector_values
-from tswitch_format.switch.planes import RANK, Mode
+from tswitch_format.switch.planes import Mode
 from tswitch_format.torch.checkpoint import dtype_of_tensor
 from tswitch_format.torch.kernels import reference
 from tswitch_format.torch.kernels.job import Job

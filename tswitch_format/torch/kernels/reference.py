@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tswitch_format._dtypes import F64
-from tswitch_format.switch.planes import RANK, SIGN, Form, Mode
+from tswitch_format.codecs.runs import RANK, SIGN
+from tswitch_format.switch.planes import Form, Mode
 from tswitch_format.torch.kernels.job import Job
 from tswitch_format.torch.kernels.rounded import Terms, piece_adder
 from tswitch_format.torch.packed import PackedSwitch, chunk_codes, chunk_start
