@@ -24,6 +24,10 @@ _MOST = 8 * BLOCK  # elements of one block of a bitmap
 _NONE = np.empty(0, np.float32)
 
 # numba takes globals as constants.
+_1, _STEP = np.uint64(1), np.uint64(8)
+_TOPS = (np.arange(256, dtype=np.uint32)[:, None] >> np.arange(8, dtype=np.uint32) & 1) << np.uint32(
+    31
+)  # signs of a byte
 _GAPS = int(Form.GAPS)
 _ADD, _SAVE_AND_ADD, _SAVE, _PUT_BACK, _ROUND, _VALUES = (int(mode) for mode in list(Mode)[:6])
 
@@ -112,12 +116,6 @@ def _places(form: int, codes: Any, begin: int, end: int, start: int, places: Any
     return bit_places(codes, begin, end, start, places)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _top(byte: Any, bit: int) -> Any:
-    """A bit of a byte as the sign of a float."""
-    return np.uint32((np.uint32(byte) >> np.uint32(bit)) & np.uint32(1)) << np.uint32(31)
-
-
 @njit(nogil=True, cache=True)
 def _values(
     places: Any,
@@ -135,21 +133,8 @@ def _values(
     if rows.size == 0 and columns.size == 0:
         for i in range(count):
             values[i] = knob
-    elif count:
-        i = 0
-        while i < count:  # a row at a time
-            row = places[i] // length
-            begin = row * length
-            value = knob * rows[row] if rows.size else knob
-            end = begin + length
-            if columns.size:
-                while i < count and places[i] < end:
-                    values[i] = value * columns[np.uint64(places[i] - begin)]  # unsigned: not looked at from behind
-                    i += 1
-            else:
-                while i < count and places[i] < end:
-                    values[i] = value
-                    i += 1
+    else:
+        _factored(places, np.uint64(count), knob, rows, columns, length, values)
     if factor != np.float32(1):
         for i in range(count):
             values[i] *= factor
@@ -157,19 +142,44 @@ def _values(
 
 
 @njit(nogil=True, cache=True)
+def _factored(places: Any, count: Any, knob: Any, rows: Any, columns: Any, length: int, values: Any) -> None:
+    """The same where there are factors, a row at a time: its end is looked for in steps, and what is left is a counted loop
+    without a branch, half as long as one that looks for the end as it goes."""
+    i = np.uint64(0)
+    while i < count:
+        row = places[i] // length
+        begin = row * length
+        end = begin + length
+        value = knob * rows[row] if rows.size else knob
+        stop = i
+        while stop + _STEP <= count and places[stop + _STEP - _1] < end:
+            stop += _STEP
+        while stop < count and places[stop] < end:
+            stop += _1
+        if columns.size:
+            for k in range(i, stop):
+                values[np.uint64(k)] = value * columns[np.uint64(places[np.uint64(k)] - begin)]
+        else:
+            for k in range(i, stop):
+                values[np.uint64(k)] = value
+        i = stop
+
+
+@njit(nogil=True, cache=True)
 def _turn(bits: Any, count: int, signs: Any, sign: int) -> None:
     """Give floats, as bits, the signs from bit `sign` on."""
     head = min(-sign & 7, count)
     for i in range(head):
-        bits[i] ^= _top(signs[sign >> 3], (sign + i) & 7)
+        bits[i] ^= _TOPS[signs[sign >> 3], (sign + i) & 7]
     first = (sign + head) >> 3
     whole = (count - head) >> 3
-    for number in range(whole):  # a byte of signs at a time, which becomes vector instructions
-        byte = signs[first + number]
-        for k in range(8):
-            bits[head + 8 * number + k] ^= _top(byte, k)
+    for number in range(whole):
+        tops = _TOPS[signs[np.uint64(first + number)]]
+        at = np.uint64(head + 8 * number)
+        for k in range(8):  # one load and one vector instruction
+            bits[at + np.uint64(k)] ^= tops[np.uint64(k)]
     for k in range(count - head - 8 * whole):
-        bits[head + 8 * whole + k] ^= _top(signs[first + whole], k)
+        bits[head + 8 * whole + k] ^= _TOPS[signs[first + whole], k]
 
 
 @njit(nogil=True, cache=True)
