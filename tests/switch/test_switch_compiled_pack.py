@@ -12,6 +12,7 @@ import torch
 from switch_models import Arrays
 
 import tswitch_format as tsw
+from tswitch_format._dtypes import from_float
 from tswitch_format.switch import blocks, pack, task_vector
 
 pytest.importorskip("numba")
@@ -51,6 +52,28 @@ def test_sums_and_survivors_have_the_bits_of_numpy(shape: tuple[int, int]) -> No
             for a, b in zip(*found, strict=True):
                 assert np.array_equal(a, b)
                 assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("columns", [True, False])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_pass_finds_what_three_find(shape: tuple[int, int], dtype: Any, columns: bool) -> None:
+    rng = np.random.default_rng(4)
+    compiled = blocks.CompiledBlocks(shape[0] * shape[1], dtype, dtype, compiled_pack)
+    for raw in (compiled.base_raw, compiled.tuned_raw):
+        raw[:] = from_float(rng.standard_normal(shape[0] * shape[1]).astype(np.float32), dtype).view(np.uint8)
+    compiled.tuned_raw[:8] = compiled.base_raw[:8]  # differences of 0
+    for floor in (0.0, 0.5, 3.0, 99.0):
+        found = compiled.gather(shape, floor, columns=columns)
+        if found is None:
+            assert shape[1] < 32
+            continue
+        tau = compiled.difference(shape[0] * shape[1])
+        sums = compiled.square_sums(tau, shape, columns=columns)
+        assert found[0].rows.tobytes() == sums.rows.tobytes()
+        assert found[0].columns.tobytes() == sums.columns.tobytes()
+        for one, other in zip(found[1:], compiled.reaching(tau, None, floor, squared=False), strict=True):
+            assert one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("types", [(F32, F32), (BF16, BF16), (BF16, F32), (F32, BF16)])

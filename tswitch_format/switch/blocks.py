@@ -1,7 +1,7 @@
 """Arithmetic of one block of a task vector, in buffers that are made once for a pass so that they stay in the cache.
 
     Blocks            in NumPy: what others must equal, bit for bit
-    CompiledBlocks    the same with the loops of `compiled_pack.py`, for F32 and BF16
+    CompiledBlocks    the same with the loops of `compiled_scan.py`, for F32 and BF16
     blocks_for        which of them
 
 Lesson of the profile: temporary arrays cost more than the operations on them, hence the buffers.
@@ -21,6 +21,7 @@ from tswitch_format._dtypes import BF16, F32, DType, Floats, compute_dtype, to_f
 # Keys that are magnitudes may be compared with floors in this range by squares, a little lower, since squares are rounded.
 _SAFE_FLOOR = (1e-12, 1e12)
 _LOWER = 1 - 1e-6
+_NARROW = 32  # columns: up to here steps of their own are quicker than a row at a time
 LONG_COLUMN = 4096  # rows, from which on squares are added in f64
 
 
@@ -78,6 +79,13 @@ class Blocks:
             squares = np.square(tau, out=self._squares[: tau.size])
             return sums_of(squares, shape, columns=columns)
 
+    def gather(
+        self, shape: tuple[int, int], floor: float, *, columns: bool
+    ) -> tuple[SquareSums, NDArray[np.int32], Floats] | None:
+        """`difference`, `square_sums` and `reaching` by magnitude, of what is in the buffers, where all at once is quicker: not
+        in NumPy. Nothing is checked, and no difference kept."""
+        return None
+
     def reaching(
         self, tau: Floats, keys: Floats | None, floor: float, *, squared: bool
     ) -> tuple[NDArray[np.int32], Floats]:
@@ -105,7 +113,7 @@ class CompiledBlocks(Blocks):
         super().__init__(size, base, tuned)
         self._loops = loops
         self._found_places = np.empty(size + 8, np.int32)
-        self._found = np.empty(size, np.float32)
+        self._found = np.empty(size + 8, np.float32)
 
     def difference(self, count: int) -> Floats:
         """See `Blocks`."""
@@ -117,9 +125,32 @@ class CompiledBlocks(Blocks):
 
     def square_sums(self, tau: Floats, shape: tuple[int, int], *, columns: bool) -> SquareSums:
         """See `Blocks`."""
-        size = shape[1] if columns else 0
-        by_column: Floats = np.zeros(size, np.float64) if shape[0] > LONG_COLUMN else np.zeros(size, np.float32)
+        by_column = self._columns(shape, columns)
         return SquareSums.of(self._loops.square_sums(tau, shape, by_column), by_column)
+
+    def _columns(self, shape: tuple[int, int], wanted: bool) -> Floats:
+        """Room for the sums down the columns, which for NumPy are not all of one type: see `sums_of`."""
+        size = shape[1] if wanted else 0
+        return np.zeros(size, np.float64) if shape[0] > LONG_COLUMN else np.zeros(size, np.float32)
+
+    def gather(
+        self, shape: tuple[int, int], floor: float, *, columns: bool
+    ) -> tuple[SquareSums, NDArray[np.int32], Floats] | None:
+        """See `Blocks`."""
+        count = shape[0] * shape[1]
+        if shape[1] < _NARROW:
+            return None
+        by_column = self._columns(shape, columns)
+        rows, found = self._loops.gather(
+            _elements(self.base_raw, self._base, count),
+            _elements(self.tuned_raw, self._tuned, count),
+            shape,
+            at_least(floor, self._found.dtype),
+            by_column,
+            self._found_places,
+            self._found,
+        )
+        return SquareSums.of(rows, by_column), self._found_places[:found].copy(), self._found[:found].copy()
 
     def reaching(
         self, tau: Floats, keys: Floats | None, floor: float, *, squared: bool

@@ -1,51 +1,26 @@
 """What `blocks.py` and `spectral.py` do with a block of a task vector, compiled: one pass where NumPy takes several, without
-the GIL. Import it only where numba is installed (the extra `fast`).
-
-The bits are those of NumPy where they decide what a file holds: sums of squares are added in the order in which NumPy adds
-them, pairwise along a row and one by one down a column. Products with whole matrices are in f64 and rounded
-to f32, as there. spec/decisions/0016 has the figures.
+the GIL. Import it only where numba is installed (the extra `fast`). What is done for every way to select is in
+`compiled_scan.py`; here is what `spectral` needs. Products with whole matrices are in f64 and rounded to f32, as in NumPy.
+spec/decisions/0016 has the figures.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tswitch_format._dtypes import Floats
-from tswitch_format.switch.compiled import _widen
+from tswitch_format.switch.compiled_scan import difference, gather, reaching, square_sums
 
-_FLAGS = 4096  # elements that are compared at once: their flags stay in the first-level cache
-_PAIRWISE = 128  # elements up to which NumPy sums with eight accumulators
+__all__ = ["add_squares", "difference", "gather", "keys", "reaching", "sketch", "square_sums", "turn"]
+
 _LANES = 16  # directions: spectral.RANK
 _BUCKETS = 64  # spectral.BUCKETS
 _TILE = 256  # columns of a tile: what is read of some rows stays in the first-level cache
 _TURN_TILE = 128  # the same, of f64
 _TINY = np.float32(np.finfo(np.float32).tiny)
-
-
-def difference(before: NDArray[Any], after: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """out = after - before, elementwise. Raw elements of F32, or of BF16 as uint16."""
-    _difference(before, after, out)
-
-
-def square_sums(tau: NDArray[np.float32], shape: tuple[int, int], columns: Floats) -> NDArray[np.float32]:
-    """Sums of squares of the rows, f32[rows]; those of the columns are added to `columns`, unless that is empty."""
-    rows = np.empty(shape[0], np.float32)
-    _square_sums(tau.reshape(shape), rows, columns, np.empty(shape[1], np.float32), _leaves(shape[1]))
-    return rows
-
-
-def reaching(
-    keys: Floats, tau: NDArray[np.float32], limit: np.float32, places: NDArray[np.int32], some: NDArray[np.float32]
-) -> int:
-    """How many elements have a key, or a magnitude of it, of at least `limit`, and not 0; in front of `places` where they are,
-    in front of `some` their tau. `places` has room for 8 more than there are elements."""
-    flags = np.empty(_FLAGS, np.uint8)
-    return int(_reaching(keys, tau, limit, places, some, flags, flags.view(np.uint64)))
 
 
 def sketch(block: NDArray[np.float32], signs: NDArray[np.float64], out: NDArray[np.float64]) -> None:
@@ -79,95 +54,6 @@ def keys(
         _whole_keys(block, rows, columns, own, out, low)
     else:
         _projected_keys(block, left, right, rows, columns, own, out, low, np.empty(_LANES * _TILE, np.float32))
-
-
-@njit(nogil=True, cache=True)
-def _difference(before: Any, after: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = _widen(after[i]) - _widen(before[i])
-
-
-@njit(nogil=True, cache=True)
-def _leaf(values: Any, begin: int, count: int) -> Any:
-    """NumPy's sum of up to 128 contiguous elements."""
-    if count < 8:
-        total = np.float32(0)
-        for i in range(begin, begin + count):
-            total += values[i]
-        return total
-    r0, r1, r2, r3 = values[begin], values[begin + 1], values[begin + 2], values[begin + 3]
-    r4, r5, r6, r7 = values[begin + 4], values[begin + 5], values[begin + 6], values[begin + 7]
-    whole = count - count % 8
-    for i in range(begin + 8, begin + whole, 8):
-        r0 += values[i]
-        r1 += values[i + 1]
-        r2 += values[i + 2]
-        r3 += values[i + 3]
-        r4 += values[i + 4]
-        r5 += values[i + 5]
-        r6 += values[i + 6]
-        r7 += values[i + 7]
-    total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
-    for i in range(begin + whole, begin + count):
-        total += values[i]
-    return total
-
-
-@lru_cache(maxsize=64)
-def _leaves(count: int) -> NDArray[np.int64]:
-    """How NumPy cuts so many elements into halves, of whole eights, until 128 are left: [leaves, 2], elements of each leaf in
-    order, and how often two sums are added to one after it. (numba does not keep functions that call themselves.)"""
-    found = []
-    waiting = [(count, 0)]
-    while waiting:
-        size, merges = waiting.pop()
-        if size <= _PAIRWISE:
-            found.append((size, merges))
-        else:
-            half = size // 2 // 8 * 8
-            waiting += [(size - half, merges + 1), (half, 0)]
-    return np.array(found, np.int64)
-
-
-@njit(nogil=True, cache=True)
-def _square_sums(tau: Any, rows: Any, columns: Any, squares: Any, leaves: Any) -> None:
-    width = tau.shape[1]
-    sums = np.empty(64, np.float32)
-    for row in range(tau.shape[0]):
-        for i in range(width):
-            squares[i] = tau[row, i] * tau[row, i]
-        at = top = 0
-        for leaf in range(leaves.shape[0]):
-            sums[top] = _leaf(squares, at, leaves[leaf, 0])
-            at += leaves[leaf, 0]
-            for _ in range(leaves[leaf, 1]):
-                top -= 1
-                sums[top] += sums[top + 1]
-            top += 1
-        rows[row] = sums[0]
-        if columns.size:
-            for i in range(width):
-                columns[i] += squares[i]
-
-
-@njit(nogil=True, cache=True)
-def _reaching(keys: Any, tau: Any, limit: Any, places: Any, some: Any, flags: Any, words: Any) -> int:
-    count = 0
-    for begin in range(0, keys.size, _FLAGS):
-        size = min(_FLAGS, keys.size - begin)
-        part = keys[begin : begin + size]
-        for i in range(size):
-            flags[i] = (np.abs(part[i]) >= limit) & (part[i] != 0)
-        for i in range(size, -(-size // 8) * 8):
-            flags[i] = 0
-        for word in range(-(-size // 8)):
-            if words[word]:  # few have a flag, and most of those one: no branch an element
-                for i in range(8 * word, 8 * word + 8):
-                    places[count] = begin + i
-                    count += flags[i]
-    for i in range(count):
-        some[i] = tau[places[i]]
-    return count
 
 
 @njit(nogil=True, cache=True)

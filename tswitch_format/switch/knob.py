@@ -16,13 +16,13 @@ which some rows hardly changed, the tensor's are stored with the 256 of u8.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tswitch_format._dtypes import DType, from_float, to_float
+from tswitch_format._dtypes import DType, Floats, from_float, to_float
 from tswitch_format._layout import FactorDType
 from tswitch_format.switch.apply import Codes, factor_values
 from tswitch_format.switch.options import Knob, KnobDType, KnobPer
@@ -155,8 +155,10 @@ class _Sums:
             self.magnitudes += float(magnitudes.sum())
             self.squares += float(np.square(magnitudes).sum())
 
-    def _pieces(self) -> Iterator[_Piece]:
+    @cached_property
+    def _pieces(self) -> list[_Piece]:
         survivors = self._survivors
+        found = []
         for start, positions, tau in zip(survivors.starts, survivors.positions, survivors.tau, strict=True):
             if not positions.size:
                 continue
@@ -164,23 +166,27 @@ class _Sums:
             first = start // self._columns
             last = (start + int(positions[-1])) // self._columns
             row_starts = np.arange(first, last + 1) * self._columns - start
-            cuts = np.searchsorted(positions, row_starts[1:].astype(np.int32))
-            counts = np.diff(cuts, prepend=0, append=positions.size)
-            yield _Piece(first, row_starts, counts, positions, np.abs(tau).astype(np.float64))
+            counts = np.empty(row_starts.size, np.int64)
+            counts[:-1] = np.searchsorted(positions, row_starts[1:].astype(np.int32))
+            counts[-1] = positions.size
+            counts[1:] -= counts[:-1].copy()
+            found.append(_Piece(first, row_starts, counts, positions, tau))
+        return found
 
     def by_row(self) -> _RowSums:
         """Sums of each row."""
         found = _RowSums(*(np.zeros(self._rows) for _ in range(3)))
-        for piece in self._pieces():
-            found.magnitudes[piece.rows] += piece.row_sums(piece.magnitudes)
-            found.squares[piece.rows] += piece.row_sums(np.square(piece.magnitudes))
+        for piece in self._pieces:
+            magnitudes = piece.magnitudes
+            found.magnitudes[piece.rows] += piece.row_sums(magnitudes)
+            found.squares[piece.rows] += piece.row_sums(np.square(magnitudes))
             found.counts[piece.rows] += piece.counts
         return found
 
     def by_column(self, row_values: NDArray[np.float64]) -> NDArray[np.float64]:
         """sum_i r_i |tau_ij| over the active elements of each column."""
         found = np.zeros(self._columns)
-        for piece in self._pieces():
+        for piece in self._pieces:
             weighted = piece.spread(row_values) * piece.magnitudes
             if piece.counts.size == 1:  # part of one long row: each column once
                 found[piece.columns] += weighted
@@ -194,7 +200,7 @@ class _Sums:
         """sum_S f |tau| and sum_S f^2 with f the product of the factors, and how many f are not 0."""
         magnitudes_sum = squares_sum = 0.0
         alive = 0
-        for piece in self._pieces():
+        for piece in self._pieces:
             factors = piece.spread(row_values)
             if column_values is not None:
                 factors *= column_values.take(piece.columns)
@@ -212,7 +218,12 @@ class _Piece:
     row_starts: NDArray[np.int64]
     counts: NDArray[np.int64]
     positions: NDArray[np.int32]
-    magnitudes: NDArray[np.float64]
+    tau: Floats
+
+    @property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """|tau|."""
+        return np.abs(self.tau).astype(np.float64)
 
     @property
     def rows(self) -> slice:

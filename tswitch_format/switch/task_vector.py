@@ -30,7 +30,7 @@ from tswitch_format.switch.survivors import Statistics
 BLOCK = 1 << 19  # elements
 # Of the elements from a flat one on, from their tau and room of its size and type for them: from 0 up, and 0 where tau is.
 Keys = Callable[[int, Floats, Floats], Floats]
-_RUN = 2048  # elements: of a sample, read at once
+_RUN = 1024  # elements: of a sample, read at once
 _RUNS = 16  # of a sample, at least where there are so many
 # A block whose squares sum to a number outside this range is looked at closely: NaN, infinity, or squares that lost digits.
 _SAFE = (1e-25, 1e30)
@@ -107,14 +107,22 @@ class TaskVector:
             for row in range(0, self.rows, step):
                 yield row, 0, min(step, self.rows - row), self.columns
 
-    def _read(self, start: int, count: int, blocks: Blocks, digest: hashlib._Hash | None = None) -> Floats:
-        """tau of `count` elements from flat element `start` on, in the buffers of `blocks`; `digest` gets the base's bytes."""
+    def _read(self, start: int, count: int, blocks: Blocks) -> Floats:
+        """tau of `count` elements from flat element `start` on, in the buffers of `blocks`."""
+        self._load(start, count, blocks)
+        return self._difference(count, blocks)
+
+    def _load(self, start: int, count: int, blocks: Blocks, digest: hashlib._Hash | None = None) -> None:
+        """Raw elements of both sides into the buffers of `blocks`; `digest` gets the base's bytes."""
         raw = blocks.base_raw[: self.base_dtype.nbytes(count)]
         self._base.read_into(self._pair.base_stored, self.base_dtype.nbytes(start), raw)
         if digest is not None:
             digest.update(raw.data)
         raw = blocks.tuned_raw[: self.tuned_dtype.nbytes(count)]
         self._tuned.read_into(self._pair.tuned_stored, self.tuned_dtype.nbytes(start), raw)
+
+    def _difference(self, count: int, blocks: Blocks) -> Floats:
+        """tau of the elements in the buffers of `blocks`."""
         tau = blocks.difference(count)
         if self._rounded is not None:
             with np.errstate(over="ignore", invalid="ignore"):  # found and reported by the caller
@@ -185,9 +193,17 @@ class TaskVector:
         if self._known is not None:
             by_row, by_column = self._known
             found.add(SquareSums.of(by_row, by_column), 0, 0)
+        simple = self._known is None and self._keys_of is None and self._rounded is None and not counts
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
-            tau = self._read(start, block_rows * block_columns, blocks, digest)
+            self._load(start, block_rows * block_columns, blocks, digest)
+            if simple:
+                gathered = blocks.gather((block_rows, block_columns), floor, columns=columns)
+                if gathered is not None and _SAFE[0] < gathered[0].total < _SAFE[1]:
+                    found.add(gathered[0], row, column)
+                    found.survivors.add(start, *gathered[1:], None)
+                    continue
+            tau = self._difference(block_rows * block_columns, blocks)
             lossy = True
             if self._known is None:
                 sums, lossy = self._square_sums(blocks, tau, start, (block_rows, block_columns), columns=columns)
