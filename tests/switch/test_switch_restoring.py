@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from switch_models import Arrays, files_in, load, model, same, same_array, tuned
 
 import tswitch_format as tsw
+from tswitch_format.switch import restore as restore_module
 
 
 @pytest.fixture
@@ -254,3 +257,31 @@ def test_kinds_answer_only_what_they_hold(tmp_path: Path) -> None:
         assert same_array(file.switch("head")[1:2].data(), expert["head"][1:2])
         with pytest.raises(tsw.OptionError, match="step 1"):
             file.switch("layer.bias")[::2]
+
+
+def test_threads_write_to_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk once, in turn from as many files as there are threads."""
+    folder, expert = tmp_path / "base", tuned(model())
+    folder.mkdir()
+    names = sorted(model())
+    shards = [names[0::3], names[1::3], names[2::3]]
+    for number, held in enumerate(shards):
+        save_file({name: model()[name] for name in held}, folder / f"model-{number + 1:05d}-of-00003.safetensors")
+    weight_map = {name: f"model-{n + 1:05d}-of-00003.safetensors" for n, held in enumerate(shards) for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    tsw.pack(folder, expert, tmp_path / "a.tsw", density=1.0)
+    made: list[str] = []
+    real = restore_module._write
+
+    def noted(unit: Any, *rest: Any) -> int:
+        made.append(weight_map[unit[0].spec.name][:11])
+        return real(unit, *rest)
+
+    monkeypatch.setattr(restore_module, "_write", noted)
+    tsw.restore(folder, tmp_path / "a.tsw", tmp_path / "one", threads=1)
+    assert made == sorted(made)
+    before, made[:] = sorted(made), []
+    tsw.restore(folder, tmp_path / "a.tsw", tmp_path / "two", threads=2)
+    assert sorted(made) == before
+    assert set(made[:4]) == {"model-00001", "model-00002"}
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")

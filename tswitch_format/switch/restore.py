@@ -20,6 +20,7 @@ from tswitch_format.atomic import check_output
 from tswitch_format.checkpoint import (
     CheckpointReader,
     CheckpointWriter,
+    ShardLayout,
     TensorSpec,
     borrow_checkpoint,
     create_checkpoint,
@@ -133,7 +134,8 @@ def write_combined(
     try:
         total = sum(o.spec.nbytes for o in outputs)
         done = 0
-        for written in ordered_map(lambda unit: _write(unit, reader, writer, combine), _units(outputs), threads):
+        units = _units(outputs, reader.layout, threads)
+        for written in ordered_map(lambda unit: _write(unit, reader, writer, combine), units, threads):
             done += written
             if progress:
                 progress(done, total)
@@ -241,7 +243,19 @@ def _check_whole(name: str, terms: Sequence[tuple[Switch, float]]) -> None:
     )
 
 
-def _units(outputs: Sequence[_Output]) -> Iterator[tuple[_Output, int]]:
+def _units(outputs: Sequence[_Output], layout: ShardLayout, threads: int) -> Iterator[tuple[_Output, int]]:
+    """All chunks, in turn from as many files of the base as there are threads: who writes to a file locks it."""
+    file_of = {name: file for file, names in layout.files.items() for name in names}
+    files: dict[str | None, list[_Output]] = {}
+    for output in outputs:
+        files.setdefault(file_of.get(output.spec.name), []).append(output)
+    chunks = [_chunks(held) for held in files.values()]
+    for first in range(0, len(chunks), threads):
+        for some in itertools.zip_longest(*chunks[first : first + threads]):
+            yield from (unit for unit in some if unit is not None)
+
+
+def _chunks(outputs: Sequence[_Output]) -> Iterator[tuple[_Output, int]]:
     for output in outputs:
         yield from zip(itertools.repeat(output), range(lay.chunks_of(output.spec.elements)))
 
