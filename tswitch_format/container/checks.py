@@ -187,11 +187,17 @@ def _check_entries(batch: _Batch, frame: Frame, owners: NDArray[np.int64] | None
     each(ternary & factors & flat, "TSW-504", "flags", "no factors for such a shape", blocking=True)
     proper = (factor <= lay.FactorDType.F32) & ((factor != 0) == factors)
     each(ternary & ~proper, "TSW-504", "factor_dtype", "1 to 3 with factors, else 0", blocking=True)
-    for rule, only in (("TSW-505", kind == lay.Kind.DENSE), ("TSW-506", kind == lay.Kind.REMOVED)):
+    there = np.bincount(kind, minlength=len(lay.Kind) + 1)  # most files have one kind
+    for rule, number in (("TSW-505", lay.Kind.DENSE), ("TSW-506", lay.Kind.REMOVED)):
+        if not there[number]:
+            continue
+        only = kind == number
         each(only & (entries["dtype"] != dtypes), rule, "dtype", "the dtype of the tensor's record", blocking=True)
         each(only & (entries["knob"].view(np.uint32) != 0), rule, "knob", "zero")
         each(only & (entries["active"] != 0), rule, "active", "zero")
     for rule, number in (("TSW-505", lay.Kind.DENSE), ("TSW-506", lay.Kind.REMOVED), ("TSW-507", lay.Kind.MASKED)):
+        if not there[number]:
+            continue
         only = kind == number
         each(only & (factor != 0), rule, "factor_dtype", "0")
         # Of a masked entry they would be looked for among its segments.

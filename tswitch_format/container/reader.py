@@ -159,20 +159,23 @@ class Container:
         """Read a span; an error for padding in it that is not zero, and for each segment whose CRC32C is another. Raises
         TruncatedError."""
         records = self.index.tables[task].segments[span.start : span.stop]
-        begin = int(records["offset"][0])
-        starts = (records["offset"] - records["offset"][0]).tolist()
-        lengths, checksums = records["length"].tolist(), records["crc32c"].tolist()
-        data = self._read_once(begin, starts[-1] + lengths[-1])
+        offsets, checksums = records["offset"].tolist(), records["crc32c"].tolist()
+        begin = offsets[0]
+        starts = [offset - begin for offset in offsets]
+        ends = list(map(add, starts, records["length"].tolist()))
+        data = self._read_once(begin, ends[-1])
         errors = []
-        end = 0
-        for number, start, length, checksum in zip(span, starts, lengths, checksums, strict=True):
-            if start > end:
+        if starts[1:] != ends[:-1]:
+            for start, end in zip(starts[1:], ends, strict=False):
                 errors += self._wrong_padding(data[end:start], begin + end)
-            end = start + length
-            found = crc32c(data[start:end])
-            if found != checksum:
-                errors.append(self._other_checksum(task, number, found))
-        return errors
+        found = [crc32c(data[start:end]) for start, end in zip(starts, ends, strict=True)]
+        if found != checksums:
+            errors += [
+                self._other_checksum(task, number, one)
+                for number, one, checksum in zip(span, found, checksums, strict=True)
+                if one != checksum
+            ]
+        return sorted(errors, key=lambda error: error.offset or 0)
 
     def _read_once(self, offset: int, length: int) -> memoryview:
         """Bytes that are looked at before this thread reads on: new memory takes longer than reading into what is there."""
