@@ -46,6 +46,13 @@ def gap_bytes(gaps: NDArray[np.int64], k: int = 0) -> NDArray[np.uint8]:
     return out
 
 
+def positions_of(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Positions that gap bytes with k = 0 lead to, which are trusted."""
+    last = codes < ESCAPE
+    found: NDArray[np.int64] = np.cumsum(codes + last.view(np.uint8), dtype=np.int64)[last] - 1
+    return found
+
+
 def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.int64]) -> None:
     """Positions of the ones among `n` bits, as many as `out` has room for (1 or more), each plus `start`."""
     m = out.size

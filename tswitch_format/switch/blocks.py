@@ -63,6 +63,15 @@ class Blocks:
         with np.errstate(over="ignore", invalid="ignore"):  # found and reported by the caller
             return np.subtract(tau, before, out=tau)
 
+    def differences_at(self, places: NDArray[np.int32]) -> Floats:
+        """tau of some elements whose raw bytes are in the buffers, a new array."""
+        before: Floats = np.empty(places.size, self._tau.dtype)
+        after: Floats = np.empty_like(before)
+        for raw, dtype, out in ((self.base_raw, self._base, before), (self.tuned_raw, self._tuned, after)):
+            to_float(raw.view(dtype.storage).take(places), dtype, out)
+        after -= before
+        return after
+
     def room(self, count: int) -> Floats:
         """Room for keys, of the type of tau. Overwritten by the next difference and by magnitudes."""
         return self._other[:count]

@@ -386,6 +386,8 @@ class _Job:
         wanted = {"rows": shaped, "columns": shaped and options.knob_per == "row-col"}
         if common is None or not self._compared(pair):
             found = select_tensor(vector, rule, **wanted)
+        elif pair.name in common.kept:
+            found = vector.pick(common.kept.pop(pair.name), common.threshold, **wanted)
         else:
             found = vector.scan(common.threshold, **wanted, counts=False)
             found.survivors.keep(common.threshold, common.threshold)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tswitch_format import _layout as lay
 from tswitch_format._dtypes import Floats
+from tswitch_format.codecs import gaps, plane
 from tswitch_format.container.tensors import Digests
 from tswitch_format.switch.blocks import SquareSums
 
@@ -67,6 +68,30 @@ class Survivors:
             positions.append(self.positions[piece][low:high].astype(np.int64) + offset)
             negative.append(self.tau[piece][low:high] < 0)
         return np.concatenate(positions), np.concatenate(negative)
+
+
+@dataclass(slots=True)
+class Kept:
+    """Elements of one task vector that a threshold may leave, as it is found: block by block, positions as gap bytes.
+
+    `above`: those that stay wherever it is in its bracket; `between`: those inside, whose keys are in `keys`.
+    """
+
+    above: list[NDArray[np.uint8]] = field(default_factory=list)
+    between: list[NDArray[np.uint8]] = field(default_factory=list)
+    keys: list[Floats] = field(default_factory=list)
+
+    def add(self, places: NDArray[np.int32], keys: Floats, high: float) -> None:
+        """Append those of one block, in order, of which some are not in the bracket that ends at `high`."""
+        inside = keys < np.float64(high)  # which may come from a wider type than these keys have
+        self.above.append(plane.gap_bytes(places[~inside].astype(np.int64)))
+        self.between.append(plane.gap_bytes(places[inside].astype(np.int64)))
+        self.keys.append(keys[inside])
+
+    def places(self, number: int, threshold: float) -> NDArray[np.int32]:
+        """Positions in one block that stay, ascending."""
+        between = gaps.positions_of(self.between[number])[self.keys[number] >= np.float64(threshold)]
+        return np.sort(np.concatenate([gaps.positions_of(self.above[number]), between])).astype(np.int32)
 
 
 @dataclass(slots=True)

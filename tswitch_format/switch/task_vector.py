@@ -25,7 +25,7 @@ from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import CheckpointError, NonFiniteError
 from tswitch_format.switch.blocks import Blocks, SquareSums, blocks_for, sums_of
 from tswitch_format.switch.pairing import Pair
-from tswitch_format.switch.survivors import Statistics
+from tswitch_format.switch.survivors import Kept, Statistics
 
 BLOCK = 1 << 19  # elements
 # Of the elements from a flat one on, from their tau and room of its size and type for them: from 0 up, and 0 where tau is.
@@ -72,6 +72,11 @@ class TaskVector:
         self._keys_of: Keys | None = None if score is None else _ScoreKeys(self, *score)
         self._known: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._rounded = self.base_dtype if rounded and self.base_dtype is self.tuned_dtype else None
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether sums of squares were given, so that the last pass needs the survivors only."""
+        return self._known is not None
 
     @property
     def whole_rows(self) -> bool:
@@ -157,13 +162,13 @@ class TaskVector:
             tau = self._read(start, rows * columns, blocks)
             yield tau, self._keys(start, tau, blocks)
 
-    def keys_from(self, floor: float) -> Iterator[Floats]:
-        """Keys that reach a floor and are not zero, of all blocks. Raises NonFiniteError."""
+    def keys_from(self, floor: float) -> Iterator[tuple[NDArray[np.int32], Floats]]:
+        """(positions, keys) of the elements of each block whose key reaches a floor and is not zero. Raises NonFiniteError."""
         blocks = self._blocks()
         for row, column, rows, columns in self._spans():
             start = row * self.columns + column
             keys = self._keys(start, self._read(start, rows * columns, blocks), blocks)
-            yield blocks.reaching(keys, keys, floor, squared=False)[1]
+            yield blocks.reaching(keys, keys, floor, squared=False)
 
     def sample(self, count: int) -> NDArray[np.float64]:
         """Signed keys (key times sign of tau) of about `count` elements in runs spread evenly over the tensor."""
@@ -183,16 +188,9 @@ class TaskVector:
 
         `rows`, `columns`: sum squares by row and column; `counts`: count elements by sign. Raises NonFiniteError.
         """
-        found = Statistics()
+        found = self._statistics(rows=rows, columns=columns)
         blocks = self._blocks()
         digest = hashlib.sha256()
-        if rows:
-            found.row_squares = np.zeros(self.rows)
-        if columns:
-            found.column_squares = np.zeros(self.columns)
-        if self._known is not None:
-            by_row, by_column = self._known
-            found.add(SquareSums.of(by_row, by_column), 0, 0)
         simple = self._known is None and self._keys_of is None and self._rounded is None and not counts
         for row, column, block_rows, block_columns in self._spans():
             start = row * self.columns + column
@@ -216,10 +214,38 @@ class TaskVector:
             places, some = blocks.reaching(tau, keys, floor, squared=not lossy)
             if places.size:
                 found.survivors.add(start, places, some, None if keys is None else keys.take(places))
+        found.digests = self._digests(digest)
+        return found
+
+    def pick(self, kept: Kept, threshold: float, *, rows: bool, columns: bool) -> Statistics:
+        """The same where sums of squares are given and positions are known: `threshold` leaves these survivors."""
+        found = self._statistics(rows=rows, columns=columns)
+        blocks = self._blocks()
+        digest = hashlib.sha256()
+        for number, (row, column, block_rows, block_columns) in enumerate(self._spans()):
+            start = row * self.columns + column
+            self._load(start, block_rows * block_columns, blocks, digest)
+            places = kept.places(number, threshold)
+            if places.size:
+                found.survivors.add(start, places, blocks.differences_at(places), None)
+        found.digests = self._digests(digest)
+        return found
+
+    def _statistics(self, *, rows: bool, columns: bool) -> Statistics:
+        """With the sums that are asked for, as far as they are known."""
+        found = Statistics()
+        if rows:
+            found.row_squares = np.zeros(self.rows)
+        if columns:
+            found.column_squares = np.zeros(self.columns)
+        if self._known is not None:
+            found.add(SquareSums.of(*self._known), 0, 0)
+        return found
+
+    def _digests(self, digest: hashlib._Hash) -> Digests:
         nbytes = self.base_dtype.nbytes(self.elements)
         sampled = sampled_digest(nbytes, lambda at, out: self._base.read_into(self._pair.base_stored, at, out))
-        found.digests = Digests(digest.digest(), sampled)
-        return found
+        return Digests(digest.digest(), sampled)
 
     def _square_sums(
         self, blocks: Blocks, tau: Floats, start: int, shape: tuple[int, int], *, columns: bool

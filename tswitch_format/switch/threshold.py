@@ -5,14 +5,15 @@
     _by_histograms      by bit patterns, 16 bits a pass: where the sample misled, or the quota depends on what is counted
 
 Vectors are read in blocks and by several threads; memory is the sample, 2^17 keys, and the keys between the two, about a
-quarter of those that stay.
+quarter of those that stay. At low densities positions are kept too, so that nobody need look for them again: twice those keys,
+and a byte or a little more for each that stays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,12 @@ from tswitch_format._parallel import ordered_map
 from tswitch_format.errors import NonFiniteError
 from tswitch_format.switch.options import Amount
 from tswitch_format.switch.select import RadixSelect
+from tswitch_format.switch.survivors import Kept
 from tswitch_format.switch.task_vector import TaskVector
 
 _SAMPLE = 1 << 17  # elements, of all vectors together
 _LEAST_SAMPLE = 1 << 12  # of each
+_POSITIONS_TO = 0.05  # density up to which positions are kept
 _SMALL = 1 << 20  # elements: up to here all keys are kept, no sample is needed
 _MARGIN = 0.08  # of the quota, to both sides, at least
 _DEVIATIONS = 6  # of a sample's count of elements that stay
@@ -33,10 +36,12 @@ _DEVIATIONS = 6  # of a sample's count of elements that stay
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """A threshold, infinite where nothing stays; and names of tensors that are not finite, which it does not count."""
+    """A threshold, infinite where nothing stays; names of tensors that are not finite, which it does not count; and of those
+    vectors whose sums are given, by name, what it may leave, if that was found on the way."""
 
     threshold: float
     not_finite: frozenset[str] = frozenset()
+    kept: dict[str, Kept] = field(default_factory=dict)
 
 
 def common_threshold(vectors: Sequence[TaskVector], amount: Amount, *, threads: int, tolerant: bool) -> Common:
@@ -52,30 +57,38 @@ def common_threshold(vectors: Sequence[TaskVector], amount: Amount, *, threads: 
 def _bracketed(vectors: Sequence[TaskVector], amount: Amount, threads: int, tolerant: bool) -> Common | None:
     """None where it is not between the two keys."""
     low, high = _bracket(vectors, amount, threads, tolerant)
+    positions = (amount.density or 1.0) <= _POSITIONS_TO
 
-    def count(vector: TaskVector) -> tuple[int, list[Floats]] | None:
-        """How many keys are above both, and those between."""
-        above, between = 0, []
+    def count(vector: TaskVector) -> tuple[int, list[Floats], Kept] | None:
+        """How many keys are above both, those between, and where all of these are if that is of use."""
+        above, between, kept = 0, [], Kept()
         try:
-            for keys in vector.keys_from(low):
-                some = keys[keys < np.float64(high)]  # which may come from a wider type than these keys have
+            for places, keys in vector.keys_from(low):
+                if positions and vector.has_sums:
+                    kept.add(places, keys, high)
+                    some = kept.keys[-1]
+                else:
+                    some = keys[keys < np.float64(high)]  # which may come from a wider type than these keys have
                 above += keys.size - some.size
                 between.append(some)
         except NonFiniteError:
             if not tolerant:
                 raise
             return None
-        return above, between
+        return above, between, kept
 
     above, elements = 0, 0
     between: list[Floats] = [np.empty(0, np.float32)]
     skipped = set()
+    kept = {}
     for vector, counted in zip(vectors, ordered_map(count, vectors, threads), strict=True):
         if counted is None:
             skipped.add(vector.name)
             continue
         above += counted[0]
         between += counted[1]
+        if positions and vector.has_sums:
+            kept[vector.name] = counted[2]
         elements += vector.elements
     keys: Floats = np.concatenate(between)  # type: ignore[assignment]  # the widest of float types
     seen = above + keys.size
@@ -87,7 +100,7 @@ def _bracketed(vectors: Sequence[TaskVector], amount: Amount, threads: int, tole
         return None
     nth = seen - quota
     keys.partition(nth)
-    return Common(float(keys[nth]), frozenset(skipped))
+    return Common(float(keys[nth]), frozenset(skipped), kept)
 
 
 def _bracket(vectors: Sequence[TaskVector], amount: Amount, threads: int, tolerant: bool) -> tuple[float, float]:
