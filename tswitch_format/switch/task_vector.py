@@ -176,12 +176,12 @@ class TaskVector:
         unit = self.columns if self.whole_rows and self._keys_of is not None else 1  # keys are of whole rows
         run = min(-(-_RUN // unit) * unit, self.elements)
         runs = max(1, min(max(count // run, min(_RUNS, 4 * count // run)), self.elements // run))
-        found = []
+        found = np.empty((runs, run))
         for number in range(runs):
             start = number * (self.elements - run) // max(runs - 1, 1) // unit * unit
             tau = self._read(start, run, blocks)
-            found.append((np.sign(tau) * self._keys(start, tau, blocks)).astype(np.float64))
-        return np.concatenate(found)
+            np.copysign(self._keys(start, tau, blocks), tau, out=found[number])
+        return found.reshape(-1)
 
     def scan(self, floor: float, *, rows: bool, columns: bool, counts: bool) -> Statistics:
         """One pass: statistics, digests of the base, and as survivors at least all whose key reaches `floor` and is not zero.
