@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,14 @@ def _memory_gib() -> float | None:
 
 
 def _commit() -> str | None:
-    """The commit that was measured; "-dirty" where the working tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """The commit that was measured; "-dirty" where anything but results differs from it."""
+    run = partial(subprocess.run, cwd=COMMITTED.parent.parent, capture_output=True, text=True)
     try:
-        return subprocess.run(command, cwd=COMMITTED.parent, capture_output=True, text=True, check=True).stdout.strip()
+        commit = run(["git", "rev-parse", "--short", "HEAD"], check=True).stdout.strip()
+        changed = run(["git", "diff", "--quiet", "HEAD", "--", ".", f":!{COMMITTED.parent.name}/{COMMITTED.name}"])
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed.returncode else str(commit)
 
 
 def _version(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
     plane.py    a plane of bits <-> the smallest of its encodings: what the other floors call
     gaps.py     gap bytes + zstd, and Rice codes: planes with few ones
+    runs.py     random access into planes of gap bytes or bits, for planes that stay packed in memory
     bits.py     bit strings: positions <-> packed bits, fields of k bits
     array.py    runs of elements, raw or zstd
     zstd.py     frames as the specification wants them

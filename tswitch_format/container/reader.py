@@ -43,6 +43,7 @@ class ContentDigest(Protocol):
 
 _SPAN = 1 << 18  # bytes, that stay in the second-level cache between reading and checking
 _BLOCK = 1 << 12  # segments
+_MOST_RUN = 1 << 26  # bytes that are read at once
 _MOST_PADDING = 1 << 20  # bytes that are read of what is skipped
 
 _T = TypeVar("_T")
@@ -126,7 +127,7 @@ class Container:
         records = self.index.tables[task].segments[numbers.start : numbers.stop]
         starts, lengths = records["offset"].tolist(), records["length"].tolist()
         begin, end = min(starts, default=0), max(map(add, starts, lengths), default=0)
-        if len(numbers) < 2 or end - begin > sum(lengths) + len(numbers) * lay.MAPPED_LARGE:
+        if len(numbers) < 2 or end - begin > min(sum(lengths) + len(numbers) * lay.MAPPED_LARGE, _MOST_RUN):
             return [self.segment(task, number) for number in numbers]
         whole = self._source.read(begin, end - begin)
         found = [whole[start - begin : start - begin + length] for start, length in zip(starts, lengths, strict=True)]

@@ -15,11 +15,12 @@ merge.py        all tasks of a file in one model: sum, TIES, consensus
 
 options.py      what `pack` can be told, checked
 pairing.py      base and expert by name: which tensors become switches, which are dense, which do not fit
-task_vector.py  expert - base in blocks, never whole
+task_vector.py  expert - base in blocks, never whole; blocks.py: the arithmetic of one, in NumPy or compiled_scan.py
+survivors.py    what a pass over it finds
 scores.py       whose scores are whose, where a checkpoint of external scores selects
 select.py       which elements stay: thresholds, exact, in streamed passes
 threshold.py    one threshold for all tensors
-spectral.py     what elements are worth by the directions that they carry
+spectral.py     what elements are worth by the directions that they carry; compiled_pack.py: its loops
 knob.py         how they are scaled: knob, row and column factors
 encode.py       one tensor -> encoded entry
 pack.py         base + expert -> file
