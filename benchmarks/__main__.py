@@ -40,6 +40,7 @@ BENCHMARKS = {
     "ideas": ("benchmarks.paper.ideas", "what rules that pack does not have would keep, computed on arrays"),
     "bench": ("benchmarks.bench", "runs what make bench is made of, and says how long each took"),
     "latest": ("benchmarks.latest", "makes results/latest.md of the results of make bench"),
+    "readme": ("benchmarks.readme", "fills the tables of README.md from the results of make bench"),
     "check": ("benchmarks.check", "ratios of a quick subset against the committed ones (make bench-check)"),
     "demo": ("benchmarks.demo.__main__", "trained experts: accuracy and size (see benchmarks/demo)"),
 }
