@@ -2,13 +2,15 @@
 
     Blocks            in NumPy: what others must equal, bit for bit
     CompiledBlocks    the same with the loops of `compiled_scan.py`, for F32 and BF16
-    blocks_for        which of them
+    BlockPool         which of them, and buffers that are used again
 
 Lesson of the profile: temporary arrays cost more than the operations on them, hence the buffers.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -170,11 +172,29 @@ class CompiledBlocks(Blocks):
         return self._found_places[:count].copy(), self._found[:count].copy()
 
 
-def blocks_for(size: int, base: DType, tuned: DType, loops: ModuleType | None) -> Blocks:
-    """`loops`: `compiled_pack`, or None for NumPy."""
-    if loops is not None and {base, tuned} <= {F32, BF16}:
-        return CompiledBlocks(size, base, tuned, loops)
-    return Blocks(size, base, tuned)
+class BlockPool:
+    """Blocks of one size that passes use one after the other, and threads at once: fresh memory would take longer than what is
+    computed in it. `loops`: `compiled_pack`, for types that it knows, or None for NumPy."""
+
+    def __init__(self, size: int, loops: ModuleType | None = None) -> None:
+        self.loops = loops
+        self._size = size
+        self._free: dict[tuple[DType, DType], list[Blocks]] = {}
+
+    @contextlib.contextmanager
+    def blocks(self, base: DType, tuned: DType) -> Iterator[Blocks]:
+        """Blocks that nobody else uses meanwhile."""
+        free = self._free.setdefault((base, tuned), [])
+        taken = free.pop() if free else self._make(base, tuned)
+        try:
+            yield taken
+        finally:
+            free.append(taken)
+
+    def _make(self, base: DType, tuned: DType) -> Blocks:
+        if self.loops is not None and {base, tuned} <= {F32, BF16}:
+            return CompiledBlocks(self._size, base, tuned, self.loops)
+        return Blocks(self._size, base, tuned)
 
 
 def sums_of(squares: Floats, shape: tuple[int, int], *, columns: bool) -> SquareSums:

@@ -32,6 +32,7 @@ from tswitch_format.container.writer import ContainerWriter
 from tswitch_format.errors import CheckpointError, NonFiniteError, OptionError, OutputError
 from tswitch_format.switch import knob
 from tswitch_format.switch.base import base_digests
+from tswitch_format.switch.blocks import BlockPool
 from tswitch_format.switch.encode import encode_dense, encode_removed, encode_ternary
 from tswitch_format.switch.options import DEFAULT_KNOB_DTYPE, Amount, PackOptions
 from tswitch_format.switch.pairing import Pair, Pairing, pair_checkpoints, same_bytes
@@ -39,7 +40,7 @@ from tswitch_format.switch.scores import Scores
 from tswitch_format.switch.select import Rule, select_tensor
 from tswitch_format.switch.spectral import WHOLE, Spectrum, spectrum_of
 from tswitch_format.switch.survivors import Statistics
-from tswitch_format.switch.task_vector import TaskVector
+from tswitch_format.switch.task_vector import BLOCK, TaskVector
 from tswitch_format.switch.threshold import Common, common_threshold
 
 Progress = Callable[[int, int], None]
@@ -171,7 +172,7 @@ class _Job:
         self.options = options
         self.threads = threads
         self.progress = progress
-        self.loops = self._loops()
+        self.pool = BlockPool(BLOCK, self._loops())
         self._spectra: dict[str, Spectrum] = {}
         self._done = self._total = 0
 
@@ -312,7 +313,7 @@ class _Job:
 
     def _vector(self, pair: Pair) -> TaskVector:
         scores = self.scores.of(pair.name) if self.scores else None
-        vector = TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper, loops=self.loops)
+        vector = TaskVector(pair, self.base, self.tuned, scores, rounded=self.options.paper, pool=self.pool)
         spectrum = self._spectra.get(pair.name)
         if spectrum is not None:
             vector.select_by(spectrum.keys, spectrum.row_squares, spectrum.column_squares)

@@ -21,7 +21,7 @@ from tswitch_format.switch.options import Amount, authors_quota
 from tswitch_format.switch.survivors import Statistics
 from tswitch_format.switch.task_vector import TaskVector
 
-_SAMPLE = 1 << 16  # elements
+_SAMPLE = 1 << 15  # elements
 _SMALL = (
     1 << 20
 )  # elements: of tensors up to here all non-zero elements are kept for the exact step, no sample is needed

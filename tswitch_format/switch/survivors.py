@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,8 @@ from tswitch_format._dtypes import Floats
 from tswitch_format.codecs import gaps, plane
 from tswitch_format.container.tensors import Digests
 from tswitch_format.switch.blocks import SquareSums
+
+_FAR = 1 << 30  # elements: positions that count from one start are int32
 
 
 @dataclass(slots=True)
@@ -54,6 +57,28 @@ class Survivors:
                 self.positions[number] = self.positions[number].take(kept)
                 self.tau[number] = tau.take(kept)
         self.keys.clear()
+
+    def joined(self, most: int) -> Iterator[tuple[int, NDArray[np.int32], Floats]]:
+        """(flat start, positions from there, tau) of all pieces, some joined that are at most `most` elements together."""
+        for first, stop in self._groups(most):
+            if stop == first + 1:
+                yield self.starts[first], self.positions[first], self.tau[first]
+                continue
+            start = self.starts[first]
+            moved = [self.positions[n] + np.int32(self.starts[n] - start) for n in range(first, stop)]
+            tau: Floats = np.concatenate(self.tau[first:stop])  # type: ignore[assignment]  # one float type
+            yield start, np.concatenate(moved), tau
+
+    def _groups(self, most: int) -> Iterator[tuple[int, int]]:
+        first = size = 0
+        for number, positions in enumerate(self.positions):
+            far = number > first and self.starts[number] - self.starts[first] >= _FAR
+            if number > first and (size + positions.size > most or far):
+                yield first, number
+                first, size = number, 0
+            size += positions.size
+        if self.positions:
+            yield first, len(self.positions)
 
     def chunk(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Those in one chunk of the tensor: positions from its start (int64, ascending), and which are negative."""

@@ -11,9 +11,9 @@ a thread that waits for the interpreter's lock wakes later than that: two thread
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from tswitch_format._dtypes import DType, Floats, compute_dtype, from_float, to_
 from tswitch_format.checkpoint import CheckpointReader
 from tswitch_format.container.tensors import Digests
 from tswitch_format.errors import CheckpointError, NonFiniteError
-from tswitch_format.switch.blocks import Blocks, SquareSums, blocks_for, sums_of
+from tswitch_format.switch.blocks import BlockPool, Blocks, SquareSums, sums_of
 from tswitch_format.switch.pairing import Pair
 from tswitch_format.switch.survivors import Kept, Statistics
 
@@ -41,8 +41,8 @@ class TaskVector:
 
     Keys say which elements stay. They are magnitudes, or with `score`, a checkpoint of external scores and their name there,
     its values where the task vector is not zero, or what `select_by` was given.
-    `rounded`: whether differences are rounded to the tensors' common type, as the authors' code does. `loops`: the module
-    `compiled_pack`, if it is to be used.
+    `rounded`: whether differences are rounded to the tensors' common type, as the authors' code does. `pool`: buffers,
+    which other vectors use too, and whether `compiled_pack` is used.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TaskVector:
         score: tuple[CheckpointReader, str] | None = None,
         *,
         rounded: bool = False,
-        loops: ModuleType | None = None,
+        pool: BlockPool | None = None,
     ) -> None:
         if pair.base is None or pair.tuned is None:
             raise CheckpointError(f"tensor {pair.name!r}: expected it on both sides; this is a bug, please report it")
@@ -65,7 +65,8 @@ class TaskVector:
         self.rows = self.shape[0] if len(self.shape) > 1 else 1
         self.columns = self.elements // self.rows if self.rows else 0
         self.type = compute_dtype(self.base_dtype)
-        self.loops = loops if self.type == np.float32 else None
+        self._pool = pool or BlockPool(BLOCK)
+        self.loops = self._pool.loops if self.type == np.float32 else None
         self._pair = pair
         self._base = base
         self._tuned = tuned
@@ -92,12 +93,12 @@ class TaskVector:
     def row_blocks(self) -> Iterator[tuple[int, Floats]]:
         """(first row, tau [rows, C]) of all blocks, where they are whole rows; each is overwritten by the next. Not checked for
         NaN and infinity."""
-        blocks = self._blocks()
-        for row, _, rows, columns in self._spans():
-            yield row, self._read(row * columns, rows * columns, blocks).reshape(rows, columns)
+        with self._blocks() as blocks:
+            for row, _, rows, columns in self._spans():
+                yield row, self._read(row * columns, rows * columns, blocks).reshape(rows, columns)
 
-    def _blocks(self) -> Blocks:
-        return blocks_for(min(self.elements, BLOCK), self.base_dtype, self.tuned_dtype, self.loops)
+    def _blocks(self) -> contextlib.AbstractContextManager[Blocks]:
+        return self._pool.blocks(self.base_dtype, self.tuned_dtype)
 
     def _spans(self) -> Iterator[tuple[int, int, int, int]]:
         """(row, column, rows, columns) of each block: whole rows, or parts of one row where rows are long."""
@@ -156,32 +157,32 @@ class TaskVector:
 
     def blocks(self) -> Iterator[tuple[Floats, Floats]]:
         """(tau, keys) of all blocks, flat; both are overwritten by the next. Raises NonFiniteError."""
-        blocks = self._blocks()
-        for row, column, rows, columns in self._spans():
-            start = row * self.columns + column
-            tau = self._read(start, rows * columns, blocks)
-            yield tau, self._keys(start, tau, blocks)
+        with self._blocks() as blocks:
+            for row, column, rows, columns in self._spans():
+                start = row * self.columns + column
+                tau = self._read(start, rows * columns, blocks)
+                yield tau, self._keys(start, tau, blocks)
 
     def keys_from(self, floor: float) -> Iterator[tuple[NDArray[np.int32], Floats]]:
         """(positions, keys) of the elements of each block whose key reaches a floor and is not zero. Raises NonFiniteError."""
-        blocks = self._blocks()
-        for row, column, rows, columns in self._spans():
-            start = row * self.columns + column
-            keys = self._keys(start, self._read(start, rows * columns, blocks), blocks)
-            yield blocks.reaching(keys, keys, floor, squared=False)
+        with self._blocks() as blocks:
+            for row, column, rows, columns in self._spans():
+                start = row * self.columns + column
+                keys = self._keys(start, self._read(start, rows * columns, blocks), blocks)
+                yield blocks.reaching(keys, keys, floor, squared=False)
 
     def sample(self, count: int) -> NDArray[np.float64]:
         """Signed keys (key times sign of tau) of about `count` elements in runs spread evenly over the tensor."""
-        blocks = self._blocks()
-        unit = self.columns if self.whole_rows and self._keys_of is not None else 1  # keys are of whole rows
-        run = min(-(-_RUN // unit) * unit, self.elements)
-        runs = max(1, min(max(count // run, min(_RUNS, 4 * count // run)), self.elements // run))
-        found = np.empty((runs, run))
-        for number in range(runs):
-            start = number * (self.elements - run) // max(runs - 1, 1) // unit * unit
-            tau = self._read(start, run, blocks)
-            np.copysign(self._keys(start, tau, blocks), tau, out=found[number])
-        return found.reshape(-1)
+        with self._blocks() as blocks:
+            unit = self.columns if self.whole_rows and self._keys_of is not None else 1  # keys are of whole rows
+            run = min(-(-_RUN // unit) * unit, self.elements)
+            runs = max(1, min(max(count // run, min(_RUNS, 4 * count // run)), self.elements // run))
+            found = np.empty((runs, run))
+            for number in range(runs):
+                start = number * (self.elements - run) // max(runs - 1, 1) // unit * unit
+                tau = self._read(start, run, blocks)
+                np.copysign(self._keys(start, tau, blocks), tau, out=found[number])
+            return found.reshape(-1)
 
     def scan(self, floor: float, *, rows: bool, columns: bool, counts: bool) -> Statistics:
         """One pass: statistics, digests of the base, and as survivors at least all whose key reaches `floor` and is not zero.
@@ -189,47 +190,47 @@ class TaskVector:
         `rows`, `columns`: sum squares by row and column; `counts`: count elements by sign. Raises NonFiniteError.
         """
         found = self._statistics(rows=rows, columns=columns)
-        blocks = self._blocks()
-        digest = hashlib.sha256()
-        simple = self._known is None and self._keys_of is None and self._rounded is None and not counts
-        for row, column, block_rows, block_columns in self._spans():
-            start = row * self.columns + column
-            self._load(start, block_rows * block_columns, blocks, digest)
-            if simple:
-                gathered = blocks.gather((block_rows, block_columns), floor, columns=columns)
-                if gathered is not None and _SAFE[0] < gathered[0].total < _SAFE[1]:
-                    found.add(gathered[0], row, column)
-                    found.survivors.add(start, *gathered[1:], None)
-                    continue
-            tau = self._difference(block_rows * block_columns, blocks)
-            lossy = True
-            if self._known is None:
-                sums, lossy = self._square_sums(blocks, tau, start, (block_rows, block_columns), columns=columns)
-                if sums is None:
-                    continue
-                found.add(sums, row, column)
-            keys = None if self._keys_of is None else self._keys_of(start, tau, blocks.room(tau.size))
-            if counts:
-                self._count(found, tau, keys)
-            places, some = blocks.reaching(tau, keys, floor, squared=not lossy)
-            if places.size:
-                found.survivors.add(start, places, some, None if keys is None else keys.take(places))
-        found.digests = self._digests(digest)
-        return found
+        with self._blocks() as blocks:
+            digest = hashlib.sha256()
+            simple = self._known is None and self._keys_of is None and self._rounded is None and not counts
+            for row, column, block_rows, block_columns in self._spans():
+                start = row * self.columns + column
+                self._load(start, block_rows * block_columns, blocks, digest)
+                if simple:
+                    gathered = blocks.gather((block_rows, block_columns), floor, columns=columns)
+                    if gathered is not None and _SAFE[0] < gathered[0].total < _SAFE[1]:
+                        found.add(gathered[0], row, column)
+                        found.survivors.add(start, *gathered[1:], None)
+                        continue
+                tau = self._difference(block_rows * block_columns, blocks)
+                lossy = True
+                if self._known is None:
+                    sums, lossy = self._square_sums(blocks, tau, start, (block_rows, block_columns), columns=columns)
+                    if sums is None:
+                        continue
+                    found.add(sums, row, column)
+                keys = None if self._keys_of is None else self._keys_of(start, tau, blocks.room(tau.size))
+                if counts:
+                    self._count(found, tau, keys)
+                places, some = blocks.reaching(tau, keys, floor, squared=not lossy)
+                if places.size:
+                    found.survivors.add(start, places, some, None if keys is None else keys.take(places))
+            found.digests = self._digests(digest)
+            return found
 
     def pick(self, kept: Kept, threshold: float, *, rows: bool, columns: bool) -> Statistics:
         """The same where sums of squares are given and positions are known: `threshold` leaves these survivors."""
         found = self._statistics(rows=rows, columns=columns)
-        blocks = self._blocks()
-        digest = hashlib.sha256()
-        for number, (row, column, block_rows, block_columns) in enumerate(self._spans()):
-            start = row * self.columns + column
-            self._load(start, block_rows * block_columns, blocks, digest)
-            places = kept.places(number, threshold)
-            if places.size:
-                found.survivors.add(start, places, blocks.differences_at(places), None)
-        found.digests = self._digests(digest)
-        return found
+        with self._blocks() as blocks:
+            digest = hashlib.sha256()
+            for number, (row, column, block_rows, block_columns) in enumerate(self._spans()):
+                start = row * self.columns + column
+                self._load(start, block_rows * block_columns, blocks, digest)
+                places = kept.places(number, threshold)
+                if places.size:
+                    found.survivors.add(start, places, blocks.differences_at(places), None)
+            found.digests = self._digests(digest)
+            return found
 
     def _statistics(self, *, rows: bool, columns: bool) -> Statistics:
         """With the sums that are asked for, as far as they are known."""
