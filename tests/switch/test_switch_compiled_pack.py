@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,44 @@ def test_one_pass_finds_what_three_find(shape: tuple[int, int], dtype: Any, colu
         assert found[0].columns.tobytes() == sums.columns.tobytes()
         for one, other in zip(found[1:], compiled.reaching(tau, None, floor, squared=False), strict=True):
             assert one.tobytes() == other.tobytes()
+
+
+@pytest.fixture
+def no_subnormals() -> Iterator[None]:
+    """A process that takes them for zeros."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("no_subnormals")
+@pytest.mark.parametrize("select", ["tensor", "global", "spectral"])
+def test_zeros_are_zeros_where_subnormal_numbers_are_too(tmp_path: Path, select: str) -> None:
+    rng = np.random.default_rng(0)
+    base = {"w": rng.standard_normal((200, 300)).astype(np.float32)}
+    changed = rng.random((200, 300)) < 0.1
+    tuned = {"w": base["w"] + changed.astype(np.float32) * np.float32(0.01)}
+    tsw.pack(base, tuned, tmp_path / "x.tsw", select=select, density=0.5, threads=1)
+    with tsw.open(tmp_path / "x.tsw") as file:
+        assert np.array_equal(file.switch("w").mask(), tuned["w"] != base["w"])
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "close", "subnormal"])
+def test_the_nth_largest_magnitude_is_exact(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    every = rng.standard_normal(5000).astype(np.float32)
+    if kind == "ties":
+        every = np.round(every * 4) / np.float32(4)
+    elif kind == "close":  # all share their upper 16 bits
+        every = (np.float32(1) + np.arange(5000, dtype=np.float32) * np.float32(2**-23)) * np.sign(every)
+    elif kind == "subnormal":
+        every *= np.float32(1e-44)
+    pieces = [every[:7], every[7:7], every[7:4000], every[4000:]]
+    ordered = np.sort(np.abs(every))[::-1]
+    for nth in (1, 2, 3, 777, 4999, 5000):
+        assert compiled_pack.nth_largest(pieces, nth) == ordered[nth - 1]
+    assert np.array_equal(np.concatenate(pieces), every)  # which it leaves as they are
 
 
 @pytest.mark.parametrize("types", [(F32, F32), (BF16, BF16), (BF16, F32), (F32, BF16)])

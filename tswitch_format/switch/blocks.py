@@ -185,7 +185,10 @@ class BlockPool:
     def blocks(self, base: DType, tuned: DType) -> Iterator[Blocks]:
         """Blocks that nobody else uses meanwhile."""
         free = self._free.setdefault((base, tuned), [])
-        taken = free.pop() if free else self._make(base, tuned)
+        try:
+            taken = free.pop()  # not asked before: another thread may take the last one
+        except IndexError:
+            taken = self._make(base, tuned)
         try:
             yield taken
         finally:

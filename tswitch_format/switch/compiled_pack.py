@@ -12,9 +12,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tswitch_format.switch.compiled_scan import difference, gather, reaching, square_sums
+from tswitch_format.switch.compiled_scan import difference, gather, nth_largest, reaching, square_sums
 
-__all__ = ["add_squares", "difference", "gather", "keys", "reaching", "sketch", "square_sums", "turn"]
+__all__ = ["add_squares", "difference", "gather", "keys", "nth_largest", "reaching", "sketch", "square_sums", "turn"]
 
 _LANES = 16  # directions: spectral.RANK
 _BUCKETS = 64  # spectral.BUCKETS

@@ -9,6 +9,7 @@ LLVM cuts into what the processor has, since it makes none of the loops that wou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ from tswitch_format.switch.compiled import _widen
 _PAIRWISE = 128  # elements up to which NumPy sums with eight accumulators
 _STACK = 64  # sums that wait to be added, at most: one for each halving
 _1, _63 = np.uint64(1), np.uint64(63)
-_LEAST = np.float32(1e-45)  # the smallest positive number
+_MAGNITUDE, _DIGIT_SHIFT, _DIGITS = np.uint32(0x7FFFFFFF), np.uint32(15), 1 << 16
 
 
 def difference(before: NDArray[Any], after: NDArray[Any], out: NDArray[np.float32]) -> None:
@@ -47,7 +48,7 @@ def reaching(
 ) -> int:
     """How many elements have a key, or a magnitude of it, of at least `limit`, and not 0; in front of `places` where they are,
     in front of `some` their tau. Both have room for 8 more than there are elements."""
-    return int(_reaching(keys, tau, max(limit, _LEAST), 0, places, some, 0))
+    return int(_reaching(keys, tau, limit, 0, places, some, 0))
 
 
 def gather(
@@ -61,9 +62,25 @@ def gather(
 ) -> tuple[NDArray[np.float32], int]:
     """`difference`, `square_sums` and `reaching` for magnitudes, at once: sums of the rows, and how many elements."""
     rows = np.empty(shape[0], np.float32)
-    return rows, int(
-        _gather(before, after, shape[1], max(limit, _LEAST), rows, columns, places, some, _leaves(shape[1]))
-    )
+    return rows, int(_gather(before, after, shape[1], limit, rows, columns, places, some, _leaves(shape[1])))
+
+
+def nth_largest(pieces: Sequence[NDArray[np.float32]], nth: int) -> float:
+    """The `nth` largest magnitude of all elements, from 1 on: by its upper 16 bits, and then exactly among those that share
+    these."""
+    counts = np.zeros(_DIGITS, np.int64)
+    for piece in pieces:
+        _count_digits(piece.view(np.uint32), counts)
+    reached = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(reached, nth))
+    digit = _DIGITS - 1 - place
+    found = np.empty(int(counts[digit]), np.float32)
+    done = 0
+    for piece in pieces:
+        done = _with_digit(piece.view(np.uint32), digit, found.view(np.uint32), done)
+    rank = int(reached[place]) - nth  # of those inside that are smaller
+    found.partition(rank)
+    return float(found[rank])
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +134,8 @@ def _squares_of_eights(_context: Any, values: Any, _begin: Any, _eights: Any) ->
 
 @intrinsic
 def _at_least(_context: Any, values: Any, index: Any, limit: Any) -> Any:
-    """A bit for each of 64 elements from `index` on: whether its magnitude is at least `limit`."""
+    """A bit for each of 64 elements from `index` on: whether its magnitude is at least `limit`, and not 0. Zero is asked for by
+    itself: to a processor that takes subnormal numbers for zeros (`torch.set_flush_denormal`) no limit above 0 excludes it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = make_array(signature.args[0])(context, builder, arguments[0])  # type: ignore[no-untyped-call]
@@ -127,7 +145,9 @@ def _at_least(_context: Any, values: Any, index: Any, limit: Any) -> Any:
         none = ir.Constant(floats, ir.Undefined)
         first = builder.insert_element(none, arguments[2], ir.Constant(ir.IntType(32), 0))
         limits = builder.shuffle_vector(first, none, ir.Constant(words, [0] * 64))
-        return builder.bitcast(builder.fcmp_ordered(">=", magnitudes, limits), ir.IntType(64))
+        large = builder.fcmp_ordered(">=", magnitudes, limits)
+        some = builder.fcmp_ordered("!=", magnitudes, ir.Constant(floats, [0.0] * 64))
+        return builder.bitcast(builder.and_(large, some), ir.IntType(64))
 
     return types.uint64(values, index, limit), generate
 
@@ -189,11 +209,26 @@ def _reaching(keys: Any, tau: Any, limit: Any, start: int, places: Any, some: An
                 word &= word - _1
         count += found
     for i in range(whole, keys.size):
-        if np.abs(keys[i]) >= limit:
+        if np.abs(keys[i]) >= limit and keys[i] != 0:
             places[count] = start + i
             some[count] = tau[i]
             count += 1
     return count
+
+
+@njit(nogil=True, cache=True)
+def _count_digits(words: Any, counts: Any) -> None:
+    for word in words:
+        counts[(word & _MAGNITUDE) >> _DIGIT_SHIFT] += 1
+
+
+@njit(nogil=True, cache=True)
+def _with_digit(words: Any, digit: int, found: Any, done: int) -> int:
+    for word in words:
+        if (word & _MAGNITUDE) >> _DIGIT_SHIFT == digit:
+            found[done] = word & _MAGNITUDE
+            done += 1
+    return done
 
 
 @njit(nogil=True, cache=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,32 +70,33 @@ def select_tensor(vector: TaskVector, rule: Rule, *, rows: bool, columns: bool) 
     found = vector.scan(floor, rows=rows, columns=columns, counts=rule.counts)
     groups, quotas = _groups(found, rule, vector.elements)
     wanted = quotas if rule.counts else rule.quotas(vector.elements, vector.elements, 0)
-    if floor and any(keys.size < quota for keys, quota in zip(groups, wanted, strict=True)):
+    if floor and any(_count(keys) < quota for keys, quota in zip(groups, wanted, strict=True)):
         # The sample misled: its runs met smaller differences than the rest has. Find the thresholds by histogram.
         floor = min(_streamed_threshold(vector, sign, quota) for sign, quota in _signs(wanted) if quota)
         found = vector.scan(floor, rows=rows, columns=columns, counts=rule.counts)
         groups, quotas = _groups(found, rule, vector.elements)
-    limits = [_nth_largest(keys, quota) for keys, quota in zip(groups, quotas, strict=True)]
-    found.survivors.keep(limits[0], limits[-1])
+    limits = [_nth_largest(keys, quota, vector.loops) for keys, quota in zip(groups, quotas, strict=True)]
+    found.survivors.keep(limits[0], limits[-1], vector.loops)
     return found
 
 
-def _groups(found: Statistics, rule: Rule, elements: int) -> tuple[list[Floats], tuple[int, ...]]:
-    """Survivors' keys, all or by sign, with their quotas."""
+def _groups(found: Statistics, rule: Rule, elements: int) -> tuple[list[Sequence[Floats]], tuple[int, ...]]:
+    """What the survivors' keys are the magnitudes of, all or by sign, in pieces; with their quotas."""
     survivors = found.survivors
     # Where nothing is counted, the survivors are all non-zero elements, or more than the quota.
     positive = found.positive if rule.counts else survivors.count()
     quotas = rule.quotas(elements, positive, found.negative)
+    keys = survivors.keys or survivors.tau
     if not rule.signed:
-        return [_joined([survivors.key(piece) for piece in range(len(survivors.tau))])], quotas
+        return [keys], quotas
     return [
-        _joined([survivors.key(piece)[(tau > 0) == positive] for piece, tau in enumerate(survivors.tau)])
+        [piece[(tau > 0) == positive] for piece, tau in zip(keys, survivors.tau, strict=True)]
         for positive in (True, False)
     ], quotas
 
 
-def _joined(parts: Sequence[Floats]) -> Floats:
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)  # type: ignore[return-value]  # one float type
+def _count(pieces: Sequence[Floats]) -> int:
+    return sum(piece.size for piece in pieces)
 
 
 def _signs(quotas: Sequence[int]) -> Iterable[tuple[int, int]]:
@@ -102,10 +104,13 @@ def _signs(quotas: Sequence[int]) -> Iterable[tuple[int, int]]:
     return zip((0,) if len(quotas) == 1 else (1, -1), quotas, strict=True)
 
 
-def _nth_largest(keys: Floats, quota: int) -> float:
-    """The `quota`-th largest key, whose order is lost; infinity for a quota of 0."""
+def _nth_largest(pieces: Sequence[Floats], quota: int, loops: ModuleType | None) -> float:
+    """The `quota`-th largest magnitude; infinity for a quota of 0. `loops`: `compiled_pack`, which knows f32, or None."""
     if quota == 0:
         return float("inf")
+    if loops is not None:
+        return float(loops.nth_largest(pieces, quota))
+    keys: Floats = np.abs(np.concatenate(pieces))
     keys.partition(keys.size - quota)
     return float(keys[keys.size - quota])
 
@@ -116,11 +121,11 @@ def _sample_floor(vector: TaskVector, rule: Rule) -> float:
         return 0.0
     signed = vector.sample(_SAMPLE)
     floors = []
-    for keys in (signed[signed > 0], -signed[signed < 0]) if rule.signed else (np.abs(signed),):
+    for keys in (signed[signed > 0], signed[signed < 0]) if rule.signed else (signed,):
         wanted = int(np.ceil(keys.size * rule.share() * _MARGIN)) + 8
         if wanted >= keys.size:
             return 0.0
-        floors.append(_nth_largest(keys, wanted))
+        floors.append(_nth_largest([keys], wanted, None))
     return min(floors)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from tswitch_format import _layout as lay
 from tswitch_format._dtypes import Floats
 from tswitch_format.codecs import gaps, plane
 from tswitch_format.container.tensors import Digests
-from tswitch_format.switch.blocks import SquareSums
+from tswitch_format.switch.blocks import SquareSums, at_least
 
 _FAR = 1 << 30  # elements: positions that count from one start are int32
 
@@ -35,27 +37,28 @@ class Survivors:
         if keys is not None:
             self.keys.append(keys)
 
-    def key(self, number: int) -> Floats:
-        """Keys of one piece."""
-        return self.keys[number] if self.keys else np.abs(self.tau[number])
-
     def count(self) -> int:
         """How many they are."""
         return sum(piece.size for piece in self.positions)
 
-    def keep(self, positive_from: float, negative_from: float) -> None:
-        """Drop those whose key is below the threshold of their sign; then the keys themselves."""
+    def keep(self, positive_from: float, negative_from: float, loops: ModuleType | None = None) -> None:
+        """Drop those whose key is below the threshold of their sign; then the keys themselves. `loops`: `compiled_pack` where
+        tau is f32, or None."""
         for number, tau in enumerate(self.tau):
-            keys = self.key(number)
-            limits = (
-                positive_from if positive_from == negative_from else np.where(tau > 0, positive_from, negative_from)
-            )
-            kept = np.flatnonzero(
-                keys >= np.float64(limits)
-            )  # a threshold may come from a wider type than the keys have
-            if kept.size < keys.size:
+            keys = self.keys[number] if self.keys else tau
+            kept: NDArray[Any]
+            if loops is not None and positive_from == negative_from:
+                kept, some = _reaching(keys, tau, positive_from, loops)
+            else:
+                # A threshold may come from a wider type than the keys have.
+                limits: Any = np.float64(positive_from)
+                if positive_from != negative_from:
+                    limits = np.where(tau > 0, positive_from, negative_from)
+                kept = np.flatnonzero(np.abs(keys) >= limits)
+                some = tau.take(kept)
+            if kept.size < tau.size:
                 self.positions[number] = self.positions[number].take(kept)
-                self.tau[number] = tau.take(kept)
+                self.tau[number] = some
         self.keys.clear()
 
     def joined(self, most: int) -> Iterator[tuple[int, NDArray[np.int32], Floats]]:
@@ -93,6 +96,13 @@ class Survivors:
             positions.append(self.positions[piece][low:high].astype(np.int64) + offset)
             negative.append(self.tau[piece][low:high] < 0)
         return np.concatenate(positions), np.concatenate(negative)
+
+
+def _reaching(keys: Floats, tau: Floats, floor: float, loops: ModuleType) -> tuple[NDArray[np.int32], Floats]:
+    """Which keys, or magnitudes of them, reach a floor, and their tau."""
+    places, some = np.empty(tau.size + 8, np.int32), np.empty(tau.size + 8, np.float32)
+    count = loops.reaching(keys, tau, at_least(floor, tau.dtype), places, some)
+    return places[:count], some[:count].copy()
 
 
 @dataclass(slots=True)
