@@ -18,8 +18,8 @@ from tswitch_format.errors import PayloadError
 # 9 give the same size or more up to 30 %). Bitmaps have the same size at levels 1 to 3 where they are taken, 20 % and more.
 _GAPS_LEVEL = 1
 _BITMAP_LEVEL = 3
-# Gap bytes with k = 0 decode faster than anything else from 1 to 10 %: 8.1 against 3.8 G elements/s a core for Rice at 2 %,
-# 3.9 against 1.4 for Rice and 1.3 for k = 1 at 5 %. (Below 0.5 % Rice is faster, and they are 6 % larger at 0.3 %.) They are
+# Gap bytes with k = 0 decode faster than anything else from 1 to 10 %: 10.7 against 3.7 G elements/s a core for Rice at 2 %,
+# 7.4 against 1.7 for Rice and 1.5 for k = 1 at 5 %. (Below 0.5 % Rice is faster, and they are 6 % larger at 0.3 %.) They are
 # taken where they cost at most this factor in size.
 _FAST_FACTOR = 1.01
 # From this density up a compressed bitmap can be the smallest, up to that one gaps can: mask / entropy of bitmap against the
