@@ -37,6 +37,11 @@ def gap_bytes(gaps: NDArray[np.int64]) -> NDArray[np.uint8]:
     return out[: int(_gap_bytes(gaps, out))]
 
 
+def count_ones(packed: NDArray[np.uint8]) -> int:
+    """Number of ones in a bit string."""
+    return int(_count_ones(packed, 0, packed.size))
+
+
 @intrinsic
 def _load(_context: Any, codes: Any, index: Any) -> Any:
     """Eight bytes from an index of a contiguous u8 array on, wherever that lies, as a u64."""
@@ -172,11 +177,6 @@ def _gap_sum(codes: Any, begin: int, end: int) -> Any:
         total += np.uint64(codes[at])
         escapes += np.uint64(codes[at] == 255)
     return np.int64(end - begin) - np.int64(escapes), np.int64(total)
-
-
-def count_ones(packed: NDArray[np.uint8]) -> int:
-    """Number of ones in a bit string."""
-    return int(_count_ones(packed, 0, packed.size))
 
 
 @njit(nogil=True, cache=True)

@@ -49,8 +49,22 @@ def gap_bytes(gaps: NDArray[np.int64], k: int = 0) -> NDArray[np.uint8]:
 def positions_of(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Positions that gap bytes with k = 0 lead to, which are trusted."""
     last = codes < ESCAPE
-    found: NDArray[np.int64] = np.cumsum(codes + last.view(np.uint8), dtype=np.int64)[last] - 1
-    return found
+    out = np.empty(np.count_nonzero(last), np.int64)
+    if out.size:
+        _add_up(codes, last, out)
+    return out
+
+
+def _add_up(steps: NDArray[np.uint8], last: NDArray[np.bool_], out: NDArray[np.int64]) -> None:
+    """Positions of the gaps that end in the bytes `last`, one or more."""
+    # A byte below 255 moves on by itself and one more, 255 by 255: bytes again. So all but the sum is done on bytes, and the
+    # sum takes as long as zstd does. (np.minimum with 254 would take as long once more.)
+    moves = np.add(steps, last.view(np.uint8))
+    moves[0] -= 1  # the first position is the first gap
+    if steps.size == out.size:
+        np.cumsum(moves, dtype=np.int64, out=out)
+    else:
+        out[:] = np.cumsum(moves, dtype=np.int64)[last]
 
 
 def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.int64]) -> None:
@@ -64,14 +78,7 @@ def decode_gaps(data: memoryview, k: int, n: int, start: int, out: NDArray[np.in
     last = steps < ESCAPE
     _check_ends(int(np.count_nonzero(last)), steps, m)
     if k == 0:
-        # A byte below 255 moves on by itself and one more, 255 by 255: bytes again. So all but the sum is done on bytes, and
-        # the sum takes as long as zstd does. (np.minimum with 254 would take as long once more.)
-        moves = np.add(steps, last.view(np.uint8))
-        moves[0] -= 1  # the first position is the first gap
-        if steps.size == m:
-            np.cumsum(moves, dtype=np.int64, out=out)
-        else:
-            out[:] = np.cumsum(moves, dtype=np.int64)[last]
+        _add_up(steps, last, out)
         out += start
     else:
         wide = steps.astype(np.int64) << k

@@ -23,7 +23,7 @@ from tswitch_format._dtypes import BF16, F32, DType, Floats, compute_dtype, to_f
 # Keys that are magnitudes may be compared with floors in this range by squares, a little lower, since squares are rounded.
 _SAFE_FLOOR = (1e-12, 1e12)
 _LOWER = 1 - 1e-6
-_NARROW = 32  # columns: up to here steps of their own are quicker than a row at a time
+_NARROW = 128  # columns, below which steps of their own are quicker than a row at a time
 LONG_COLUMN = 4096  # rows, from which on squares are added in f64
 
 
@@ -173,8 +173,8 @@ class CompiledBlocks(Blocks):
 
 
 class BlockPool:
-    """Blocks of one size that passes use one after the other, and threads at once: fresh memory would take longer than what is
-    computed in it. `loops`: `compiled_pack`, for types that it knows, or None for NumPy."""
+    """Blocks of one size that passes use one after the other, and threads at once, so that memory is touched for the first time
+    once and not for each tensor. `loops`: `compiled_pack`, for types that it knows, or None for NumPy."""
 
     def __init__(self, size: int, loops: ModuleType | None = None) -> None:
         self.loops = loops

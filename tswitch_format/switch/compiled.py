@@ -25,9 +25,8 @@ _NONE = np.empty(0, np.float32)
 
 # numba takes globals as constants.
 _1, _STEP = np.uint64(1), np.uint64(8)
-_TOPS = (np.arange(256, dtype=np.uint32)[:, None] >> np.arange(8, dtype=np.uint32) & 1) << np.uint32(
-    31
-)  # signs of a byte
+_BITS = np.arange(256, dtype=np.uint32)[:, None] >> np.arange(8, dtype=np.uint32) & 1
+_TOPS = _BITS << np.uint32(31)  # the bits of each byte as signs of floats
 _GAPS = int(Form.GAPS)
 _ADD, _SAVE_AND_ADD, _SAVE, _PUT_BACK, _ROUND, _VALUES = (int(mode) for mode in list(Mode)[:6])
 

@@ -29,7 +29,6 @@ from tswitch_format.switch.options import Knob, KnobDType, KnobPer
 from tswitch_format.switch.survivors import Statistics
 
 _CAP = 3.0
-_TOGETHER = 1 << 16  # active elements whose sums are made at once
 _VANISHED = 1 / 64  # share of active elements
 
 
@@ -158,8 +157,9 @@ class _Sums:
 
     @cached_property
     def _pieces(self) -> list[_Piece]:
+        survivors = self._survivors
         found = []
-        for start, positions, tau in self._survivors.joined(_TOGETHER):
+        for start, positions, tau in zip(survivors.starts, survivors.positions, survivors.tau, strict=True):
             if not positions.size:
                 continue
             # As in apply.py: positions ascend, so rows come from cutting them at the rows' ends, not from a division each.

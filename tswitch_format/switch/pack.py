@@ -391,7 +391,7 @@ class _Job:
             found = vector.pick(common.kept.pop(pair.name), common.threshold, **wanted)
         else:
             found = vector.scan(common.threshold, **wanted, counts=False)
-            found.survivors.keep(common.threshold, common.threshold, vector.loops)
+            found.survivors.keep(common.threshold, common.threshold)
         same = pair.base.dtype is pair.tuned.dtype
         if same and found.squares == 0 and not found.survivors.count():
             return None, found.digests

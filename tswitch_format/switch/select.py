@@ -76,7 +76,7 @@ def select_tensor(vector: TaskVector, rule: Rule, *, rows: bool, columns: bool) 
         found = vector.scan(floor, rows=rows, columns=columns, counts=rule.counts)
         groups, quotas = _groups(found, rule, vector.elements)
     limits = [_nth_largest(keys, quota, vector.loops) for keys, quota in zip(groups, quotas, strict=True)]
-    found.survivors.keep(limits[0], limits[-1], vector.loops)
+    found.survivors.keep(limits[0], limits[-1])
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,7 @@ from tswitch_format import _layout as lay
 from tswitch_format._dtypes import Floats
 from tswitch_format.codecs import gaps, plane
 from tswitch_format.container.tensors import Digests
-from tswitch_format.switch.blocks import SquareSums, at_least
-
-_FAR = 1 << 30  # elements: positions that count from one start are int32
+from tswitch_format.switch.blocks import SquareSums
 
 
 @dataclass(slots=True)
@@ -41,47 +37,17 @@ class Survivors:
         """How many they are."""
         return sum(piece.size for piece in self.positions)
 
-    def keep(self, positive_from: float, negative_from: float, loops: ModuleType | None = None) -> None:
-        """Drop those whose key is below the threshold of their sign; then the keys themselves. `loops`: `compiled_pack` where
-        tau is f32, or None."""
+    def keep(self, positive_from: float, negative_from: float) -> None:
+        """Drop those whose key is below the threshold of their sign; then the keys themselves."""
         for number, tau in enumerate(self.tau):
-            keys = self.keys[number] if self.keys else tau
-            kept: NDArray[Any]
-            if loops is not None and positive_from == negative_from:
-                kept, some = _reaching(keys, tau, positive_from, loops)
-            else:
-                # A threshold may come from a wider type than the keys have.
-                limits: Any = np.float64(positive_from)
-                if positive_from != negative_from:
-                    limits = np.where(tau > 0, positive_from, negative_from)
-                kept = np.flatnonzero(np.abs(keys) >= limits)
-                some = tau.take(kept)
+            limits: Any = np.float64(positive_from)  # which may come from a wider type than the keys have
+            if positive_from != negative_from:
+                limits = np.where(tau > 0, positive_from, negative_from)
+            kept = np.flatnonzero(np.abs(self.keys[number] if self.keys else tau) >= limits)
             if kept.size < tau.size:
                 self.positions[number] = self.positions[number].take(kept)
-                self.tau[number] = some
+                self.tau[number] = tau.take(kept)
         self.keys.clear()
-
-    def joined(self, most: int) -> Iterator[tuple[int, NDArray[np.int32], Floats]]:
-        """(flat start, positions from there, tau) of all pieces, some joined that are at most `most` elements together."""
-        for first, stop in self._groups(most):
-            if stop == first + 1:
-                yield self.starts[first], self.positions[first], self.tau[first]
-                continue
-            start = self.starts[first]
-            moved = [self.positions[n] + np.int32(self.starts[n] - start) for n in range(first, stop)]
-            tau: Floats = np.concatenate(self.tau[first:stop])  # type: ignore[assignment]  # one float type
-            yield start, np.concatenate(moved), tau
-
-    def _groups(self, most: int) -> Iterator[tuple[int, int]]:
-        first = size = 0
-        for number, positions in enumerate(self.positions):
-            far = number > first and self.starts[number] - self.starts[first] >= _FAR
-            if number > first and (size + positions.size > most or far):
-                yield first, number
-                first, size = number, 0
-            size += positions.size
-        if self.positions:
-            yield first, len(self.positions)
 
     def chunk(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Those in one chunk of the tensor: positions from its start (int64, ascending), and which are negative."""
@@ -96,13 +62,6 @@ class Survivors:
             positions.append(self.positions[piece][low:high].astype(np.int64) + offset)
             negative.append(self.tau[piece][low:high] < 0)
         return np.concatenate(positions), np.concatenate(negative)
-
-
-def _reaching(keys: Floats, tau: Floats, floor: float, loops: ModuleType) -> tuple[NDArray[np.int32], Floats]:
-    """Which keys, or magnitudes of them, reach a floor, and their tau."""
-    places, some = np.empty(tau.size + 8, np.int32), np.empty(tau.size + 8, np.float32)
-    count = loops.reaching(keys, tau, at_least(floor, tau.dtype), places, some)
-    return places[:count], some[:count].copy()
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from tswitch_format.switch.apply import (
     vector_values,
 )
 
-_RUN = 16  # chunks that are read at once: each read alone takes a third longer
+_RUN = 16  # chunks that are read at once
 
 
 def runs(chunks: int) -> list[range]:
